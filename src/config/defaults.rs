@@ -1,0 +1,173 @@
+//! The defaults, as `config/faregate.toml` tells them.
+
+use super::*;
+
+const MIB: usize = 1024 * 1024;
+
+impl Default for Config {
+    fn default() -> Config {
+        let openai = Route { prefix: "/v1".into(), kind: RouteKind::Openai, ..Route::default() };
+        let messages = Route { prefix: "/v1/messages".into(), kind: RouteKind::Anthropic, ..Route::default() };
+        let free = Plan { signup_credits: Credits::whole(5), ..Plan::default() };
+        Config {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            admin_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            admin_token: None,
+            data_dir: "./faregate-data".into(),
+            workers: 0,
+            api: Api::default(),
+            ledger: Ledger::default(),
+            store: Store::default(),
+            upstream: Upstream::default(),
+            upstreams: BTreeMap::new(),
+            routes: BTreeMap::from([("openai".to_owned(), openai), ("anthropic".to_owned(), messages)]),
+            prices: BTreeMap::from([("message".to_owned(), Price::default())]),
+            plans: BTreeMap::from([("free".to_owned(), free)]),
+            service_keys: ServiceKeys::default(),
+            server: Server::default(),
+            tls: Tls::default(),
+            shed: Shed::default(),
+            metering: Metering::default(),
+            cors: Cors::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for Api {
+    fn default() -> Api {
+        Api { prefix: "/api".into(), timeout_ms: 10_000, max_body_bytes: 64 * 1024 }
+    }
+}
+
+impl Default for Ledger {
+    fn default() -> Ledger {
+        Ledger {
+            url: String::new(),
+            shards: 0,
+            reserve_timeout_ms: 2_000,
+            settle_wait_ms: 250,
+            unacknowledged_limit_ms: 5_000,
+            heartbeat_interval_ms: 1_000,
+            fence_after_ms: 10_000,
+            call_timeout_ms: 2_000,
+            max_batch: 128,
+            max_queue: 16_384,
+            max_backlog: 1_000_000,
+            park_after_ms: 600_000,
+        }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Store {
+        Store {
+            url: String::new(),
+            max_connections: 8,
+            timeout_ms: 5_000,
+            migrate: true,
+            flush_batch: 500,
+            flush_interval_ms: 20,
+        }
+    }
+}
+
+impl Default for Upstream {
+    fn default() -> Upstream {
+        Upstream {
+            url: String::new(),
+            api_key: None,
+            connect_timeout_ms: 5_000,
+            first_byte_timeout_ms: 120_000,
+            idle_timeout_ms: 120_000,
+            h2c: false,
+            max_idle_connections: 128,
+            idle_connection_ms: 60_000,
+            ca_file: None,
+            breaker_failures: 5,
+            breaker_open_ms: 10_000,
+        }
+    }
+}
+
+impl Default for Route {
+    fn default() -> Route {
+        Route {
+            prefix: String::new(),
+            kind: RouteKind::Http,
+            upstreams: Vec::new(),
+            price: "message".into(),
+            client_gone: ClientGone::Partial,
+            on_ledger_down: OnLedgerDown::Refuse,
+            max_uncharged_requests: 100,
+            clamp: true,
+            record_tokens: true,
+            max_retries: 2,
+            retry_budget_percent: 20,
+            max_body_bytes: 32 * MIB,
+            websocket: true,
+        }
+    }
+}
+
+impl Default for Price {
+    fn default() -> Price {
+        Price { per_request: Credits::whole(1), models: Vec::new(), unknown_model: UnknownModel::PerRequest }
+    }
+}
+
+impl Default for ModelPrice {
+    fn default() -> ModelPrice {
+        ModelPrice {
+            model: "*".into(),
+            per_request: Credits::ZERO,
+            input_per_million: Credits::ZERO,
+            cached_input_per_million: None,
+            output_per_million: Credits::ZERO,
+            per_image: Credits::ZERO,
+            minimum: Credits::ZERO,
+            max_output_tokens: 16_384,
+        }
+    }
+}
+
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan { signup_credits: Credits::ZERO, requests_per_minute: 0, tokens_per_minute: 0, concurrency: 0 }
+    }
+}
+
+impl Default for ServiceKeys {
+    fn default() -> ServiceKeys {
+        ServiceKeys { create_users: true, plan: "free".into() }
+    }
+}
+
+impl Default for Server {
+    fn default() -> Server {
+        Server {
+            max_connections: 16_384,
+            max_headers: 100,
+            max_header_bytes: 64 * 1024,
+            header_timeout_ms: 10_000,
+            body_idle_timeout_ms: 30_000,
+            body_timeout_ms: 300_000,
+            keep_alive_ms: 75_000,
+            http2_max_streams: 250,
+            drain_timeout_ms: 30_000,
+            write_timeout_ms: 60_000,
+        }
+    }
+}
+
+impl Default for Metering {
+    fn default() -> Metering {
+        Metering { bytes_per_token: 2, tokens_per_image: 2_000, extend_tokens: 512, max_answer_bytes: 16 * MIB }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { level: "info".into(), format: LogFormat::Text }
+    }
+}

@@ -1,0 +1,359 @@
+//! Settings: one small struct a concern, each with its defaults here and a word about each in `config/faregate.toml`.
+//!
+//! The built-in file is overridden by `--config FILE`, that by the environment, and the whole is validated before
+//! anything starts. 0 means no limit where a limit is meant. Durations carry their unit in the name.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::credits::Credits;
+use crate::ledger::Limits;
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Data plane, credits API.
+    pub listen: SocketAddr,
+    /// `/metrics`, `/healthz`, `/readyz`, `/admin/v1`.
+    pub admin_listen: SocketAddr,
+    /// Bearer token of `/admin/v1`; made into the data directory when unset.
+    pub admin_token: Option<Secret>,
+    pub data_dir: PathBuf,
+    /// Data-plane threads; 0: one per core.
+    pub workers: usize,
+    pub api: Api,
+    pub ledger: Ledger,
+    pub store: Store,
+    /// The upstream of routes that name none.
+    pub upstream: Upstream,
+    pub upstreams: BTreeMap<String, Upstream>,
+    pub routes: BTreeMap<String, Route>,
+    pub prices: BTreeMap<String, Price>,
+    pub plans: BTreeMap<String, Plan>,
+    pub service_keys: ServiceKeys,
+    pub server: Server,
+    pub tls: Tls,
+    pub shed: Shed,
+    pub metering: Metering,
+    pub cors: Cors,
+    pub log: Log,
+}
+
+/// A value that never shows in logs, in `Debug` or in a dump of the settings.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Api {
+    /// Where the control plane answers on the main listener.
+    pub prefix: String,
+    /// Time limit of one call.
+    pub timeout_ms: u64,
+    pub max_body_bytes: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ledger {
+    /// `redis://…` or `rediss://…`; empty: embedded.
+    pub url: String,
+    /// Shards of a new ledger; 0: 1 on a single Redis, 16 on a Cluster. Fixed once created.
+    pub shards: u32,
+    /// How long a request waits for its reservation before it is refused with 503.
+    pub reserve_timeout_ms: u64,
+    /// How long the last bytes of an answer wait for the acknowledgement of its settle.
+    pub settle_wait_ms: u64,
+    /// A worker unacknowledged for so long takes no new requests.
+    pub unacknowledged_limit_ms: u64,
+    pub heartbeat_interval_ms: u64,
+    /// A session that stands still for so long of the sweeper's own unbroken observation is fenced.
+    pub fence_after_ms: u64,
+    /// How long one call to Redis may take before the connection is replaced and the batch sent again.
+    pub call_timeout_ms: u64,
+    /// Operations in one batch.
+    pub max_batch: usize,
+    /// Operations that wait for a batch, per worker; beyond it new work is refused.
+    pub max_queue: usize,
+    /// Unflushed events past which new work is refused.
+    pub max_backlog: u64,
+    /// An account idle for so long is parked.
+    pub park_after_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// `postgres://…`; empty: SQLite in the data directory.
+    pub url: String,
+    pub max_connections: usize,
+    pub timeout_ms: u64,
+    /// Migrate at start.
+    pub migrate: bool,
+    /// The flusher takes at most so many log entries at once.
+    pub flush_batch: usize,
+    /// How long the flusher waits for more when the log is empty.
+    pub flush_interval_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Upstream {
+    /// Base URL; the request's path is appended, a doubled `/v1` collapsed.
+    pub url: String,
+    pub api_key: Option<Secret>,
+    pub connect_timeout_ms: u64,
+    pub first_byte_timeout_ms: u64,
+    /// Longest silence between two chunks of an answer.
+    pub idle_timeout_ms: u64,
+    /// HTTP/2 without TLS, by prior knowledge.
+    pub h2c: bool,
+    /// Idle connections kept, per worker.
+    pub max_idle_connections: usize,
+    pub idle_connection_ms: u64,
+    /// A PEM file of additional certificate authorities.
+    pub ca_file: Option<PathBuf>,
+    /// Consecutive failures after which it is left alone.
+    pub breaker_failures: u32,
+    /// For how long.
+    pub breaker_open_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouteKind {
+    Openai,
+    Anthropic,
+    Http,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientGone {
+    /// Finish reading, charge what the upstream reports.
+    Drain,
+    /// Stop, charge what was delivered.
+    Partial,
+    /// Stop, charge nothing.
+    Void,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLedgerDown {
+    Refuse,
+    /// Bounded by `max_uncharged_requests`, charged later.
+    Allow,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Route {
+    /// Path prefix; the longest that matches wins.
+    pub prefix: String,
+    pub kind: RouteKind,
+    /// Names in `upstreams`, in order of preference; empty: `upstream`.
+    pub upstreams: Vec<String>,
+    /// A name in `prices`.
+    pub price: String,
+    pub client_gone: ClientGone,
+    pub on_ledger_down: OnLedgerDown,
+    /// Per replica, while the ledger is down.
+    pub max_uncharged_requests: u32,
+    /// Forward a smaller output limit where the balance cannot pay the full estimate.
+    pub clamp: bool,
+    /// Read bodies for token counts even at a flat price.
+    pub record_tokens: bool,
+    /// Attempts beyond the first, over all upstreams, before the first byte of an answer.
+    pub max_retries: u32,
+    /// Retries allowed per hundred requests of the route, beyond a few to begin with.
+    pub retry_budget_percent: u32,
+    pub max_body_bytes: usize,
+    /// Kind http: pass WebSocket upgrades.
+    pub websocket: bool,
+}
+
+/// A price list. Amounts are credits; token prices are credits per million tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Price {
+    #[serde(with = "crate::credits::setting")]
+    pub per_request: Credits,
+    /// The first glob that matches the model wins.
+    pub models: Vec<ModelPrice>,
+    pub unknown_model: UnknownModel,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownModel {
+    /// Pays `per_request` alone.
+    PerRequest,
+    Refuse,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelPrice {
+    /// A glob, such as `gpt-4*`.
+    pub model: String,
+    #[serde(with = "crate::credits::setting")]
+    pub per_request: Credits,
+    #[serde(with = "crate::credits::setting")]
+    pub input_per_million: Credits,
+    /// Unset: as input.
+    #[serde(
+        deserialize_with = "optional_credits",
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "show_optional"
+    )]
+    pub cached_input_per_million: Option<Credits>,
+    #[serde(with = "crate::credits::setting")]
+    pub output_per_million: Credits,
+    /// Per generated image.
+    #[serde(with = "crate::credits::setting")]
+    pub per_image: Credits,
+    #[serde(with = "crate::credits::setting")]
+    pub minimum: Credits,
+    /// The output a request without a limit of its own may cost at most.
+    pub max_output_tokens: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Plan {
+    #[serde(with = "crate::credits::setting")]
+    pub signup_credits: Credits,
+    pub requests_per_minute: u64,
+    pub tokens_per_minute: u64,
+    pub concurrency: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServiceKeys {
+    /// Create the user named in `x-faregate-user` at first use.
+    pub create_users: bool,
+    pub plan: String,
+}
+
+/// How clients are served.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Connections per replica; beyond it new ones wait to be accepted.
+    pub max_connections: usize,
+    pub max_headers: usize,
+    pub max_header_bytes: usize,
+    pub header_timeout_ms: u64,
+    /// Longest silence within a request's body.
+    pub body_idle_timeout_ms: u64,
+    /// A whole request's body.
+    pub body_timeout_ms: u64,
+    pub keep_alive_ms: u64,
+    pub http2_max_streams: u32,
+    /// After SIGTERM: how long what is in flight may go on.
+    pub drain_timeout_ms: u64,
+    /// How long one write to a client may stall.
+    pub write_timeout_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// PEM files; both or none.
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+}
+
+/// The cheap limits before the ledger is asked; per replica.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shed {
+    pub requests_per_second: u32,
+    pub per_address_requests_per_second: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metering {
+    /// Text bytes that count as one input token in an estimate.
+    pub bytes_per_token: u64,
+    pub tokens_per_image: u64,
+    /// A stream's hold grows by at least so many output tokens' price at a time.
+    pub extend_tokens: u64,
+    /// Answers up to this size are read for their usage; larger ones are estimated.
+    pub max_answer_bytes: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cors {
+    pub origins: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// A tracing filter, such as `info` or `faregate=debug`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The value itself, for the one place that sends or compares it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("(secret)")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("(secret)")
+    }
+}
+
+impl Plan {
+    pub fn limits(&self) -> Limits {
+        Limits {
+            requests_per_minute: self.requests_per_minute,
+            tokens_per_minute: self.tokens_per_minute,
+            concurrency: self.concurrency,
+        }
+    }
+}
+
+fn optional_credits<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Credits>, D::Error> {
+    crate::credits::setting::deserialize(deserializer).map(Some)
+}
+
+fn show_optional<S: serde::Serializer>(credits: &Option<Credits>, serializer: S) -> Result<S::Ok, S::Error> {
+    match credits {
+        Some(credits) => crate::credits::setting::serialize(credits, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+mod defaults;

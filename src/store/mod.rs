@@ -1,0 +1,250 @@
+//! The store: durable facts. Users, keys, grants, numbered billing changes, usage, and how far the ledger's events
+//! have been written. SQLite and Postgres implement [`Store`] and pass the same suite.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::credits::Credits;
+use crate::ledger::{AccountId, AccountState, Change, Event, GrantId, GrantKind, Micros, RecordState};
+use crate::usage::Usage;
+
+pub type SharedStore = Arc<dyn Store>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The thing is there already, or a rule of the schema forbids it.
+    #[error("{0}")]
+    Conflict(String),
+    #[error("{0} is not known")]
+    NotFound(&'static str),
+    /// The cursor moved on without us: another flusher wrote these events.
+    #[error("the ledger cursor stands elsewhere")]
+    CursorMoved,
+    /// The store is out of reach, full, or broken; trying again may help.
+    #[error("the store is out of reach: {0}")]
+    Unavailable(String),
+}
+
+pub type StoreResult<T> = Result<T, StoreError>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UserStatus {
+    Active,
+    Frozen,
+    Closed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    pub id: AccountId,
+    pub email: Option<String>,
+    pub plan: String,
+    pub status: UserStatus,
+    pub created_at: Micros,
+}
+
+#[derive(Debug, Clone)]
+pub struct NewUser {
+    pub id: AccountId,
+    pub email: Option<String>,
+    pub plan: String,
+    /// The plan's `signup_credits`; zero for none. Granted in the same transaction, source key `signup:<id>`.
+    pub signup_credits: Credits,
+}
+
+/// A grant as the store knows it. `remaining` includes what is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrantRow {
+    pub id: GrantId,
+    pub kind: GrantKind,
+    pub amount: Credits,
+    pub remaining: Credits,
+    pub expires_at: Option<Micros>,
+    pub frozen: bool,
+    pub source_key: String,
+    pub note: Option<String>,
+    pub created_at: Micros,
+}
+
+/// A billing change to be numbered and stored. For `Change::Grant` and `Change::Rollover` the grant's row is written with it.
+#[derive(Debug, Clone)]
+pub struct NewChange {
+    pub account: AccountId,
+    pub change: Change,
+    /// Unique over all changes that have one: the same key again stores nothing and answers the first change.
+    pub source_key: String,
+    pub note: Option<String>,
+    /// Who did it, for the audit log: `operator`, `signup`, `stripe`, …
+    pub actor: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangeRow {
+    pub account: AccountId,
+    pub number: u64,
+    pub change: Change,
+    pub source_key: String,
+    /// Whether this call stored it (`false`: the source key was there before).
+    pub fresh: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyKind {
+    Live,
+    Test,
+    /// Acts for the user named in `x-faregate-user`; has no user of its own.
+    Service,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRow {
+    pub id: String,
+    /// SHA-256 of the whole key.
+    pub hash: [u8; 32],
+    /// The first characters, for people to recognise it.
+    pub prefix: String,
+    pub kind: KeyKind,
+    /// `None` for service keys.
+    pub user: Option<AccountId>,
+    pub name: String,
+    pub created_at: Micros,
+    pub revoked_at: Option<Micros>,
+}
+
+/// One page of a list: at most `limit` (1 to 500) after `cursor`, which an earlier page's `next` gave.
+#[derive(Debug, Clone, Default)]
+pub struct PageRequest {
+    pub limit: u32,
+    pub cursor: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Page<T> {
+    pub data: Vec<T>,
+    /// `None` at the end.
+    pub next: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageRow {
+    pub account: AccountId,
+    pub seq: u64,
+    pub charged: Credits,
+    pub usage: Usage,
+}
+
+/// How far a shard's events are in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cursor {
+    /// Raised when a ledger that lost its data begins anew.
+    pub epoch: u64,
+    /// Number of the last entry written.
+    pub counter: u64,
+}
+
+/// Entries of a shard's event log, in order, each with the events of one batch.
+#[derive(Debug, Clone, Default)]
+pub struct FlushBatch {
+    pub shard: u32,
+    /// Where the cursor must stand before.
+    pub from: Cursor,
+    /// The counter of the last entry here; the cursor stands there afterwards.
+    pub to: u64,
+    /// In the order of the log.
+    pub events: Vec<Event>,
+    /// Last batch number of each session in these entries (Redis only).
+    pub sessions: Vec<(u64, u64)>,
+    /// API holds and kept answers as they now stand (embedded ledger only).
+    pub records: Vec<(AccountId, RecordState)>,
+}
+
+/// What came of a flush.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Flushed {
+    pub usage_rows: u64,
+    pub dead_letters: u64,
+}
+
+/// The answer to a creating POST, kept for 24 h.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Idempotent {
+    /// The caller goes on, and calls `idempotency_finish` or `idempotency_forget`.
+    Begun,
+    Running,
+    Finished {
+        status: u16,
+        body: String,
+    },
+    /// The key was used for another request.
+    Mismatch,
+}
+
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Brings the schema up to date; forward only. Answers how many migrations ran.
+    async fn migrate(&self) -> StoreResult<usize>;
+    /// A cheap question, for readiness.
+    async fn ping(&self) -> StoreResult<()>;
+    /// Whether no user and no key was ever made.
+    async fn is_empty(&self) -> StoreResult<bool>;
+
+    // Users
+    /// `Conflict` when the id is taken. Ids of closed users stay taken.
+    async fn create_user(&self, user: NewUser) -> StoreResult<User>;
+    async fn user(&self, id: &AccountId) -> StoreResult<Option<User>>;
+    async fn users(&self, page: PageRequest) -> StoreResult<Page<User>>;
+
+    // Keys
+    async fn create_key(&self, key: KeyRow) -> StoreResult<()>;
+    async fn key_by_hash(&self, hash: &[u8; 32]) -> StoreResult<Option<KeyRow>>;
+    async fn keys_of(&self, user: &AccountId) -> StoreResult<Vec<KeyRow>>;
+    /// Answers the key as revoked; `NotFound` for another user's or no key.
+    async fn revoke_key(&self, user: Option<&AccountId>, id: &str) -> StoreResult<KeyRow>;
+    /// What happened to keys and users after `since`, in order, with the number to ask with next time: replicas poll it
+    /// several times a second to drop what they cached. `since` 0 answers only the number.
+    async fn identity_changes(&self, since: u64) -> StoreResult<(u64, Vec<IdentityChange>)>;
+
+    // Billing changes and accounts
+    /// Numbers and stores a change in one transaction, with its grant's row and an audit row.
+    async fn add_change(&self, change: NewChange) -> StoreResult<ChangeRow>;
+    /// Changes whose event has not been flushed, oldest first, at most `limit`: what the pusher still has to push.
+    async fn unapplied_changes(&self, limit: u32) -> StoreResult<Vec<ChangeRow>>;
+    /// Changes of an account after `number`, in order, at most 500.
+    async fn changes_after(&self, account: &AccountId, number: u64) -> StoreResult<Vec<ChangeRow>>;
+    /// The account as of its last flushed event: grants of changes applied by then, with something remaining.
+    /// `None` when there is no such user.
+    async fn load_account(&self, account: &AccountId) -> StoreResult<Option<AccountState>>;
+    async fn grants(&self, account: &AccountId) -> StoreResult<Vec<GrantRow>>;
+
+    // Events
+    async fn cursor(&self, shard: u32) -> StoreResult<Cursor>;
+    /// Begins a new epoch with counter 0, when the ledger lost its data.
+    async fn raise_epoch(&self, shard: u32, from: Cursor) -> StoreResult<Cursor>;
+    /// Writes a batch in one transaction: usage rows, deltas, debt, sequences, applied changes, sessions, records, and the
+    /// cursor, which must stand at `batch.from` (`CursorMoved` otherwise). An event whose usage cannot be written goes
+    /// to the dead letters, its balance effect is applied all the same.
+    async fn flush(&self, batch: FlushBatch) -> StoreResult<Flushed>;
+    /// Newest first.
+    async fn usage(&self, account: &AccountId, page: PageRequest) -> StoreResult<Page<UsageRow>>;
+
+    // Records of the embedded ledger, and kept API answers
+    async fn record_account(&self, id: Uuid) -> StoreResult<Option<AccountId>>;
+    async fn idempotency_begin(&self, scope: &str, key: &str, fingerprint: u64) -> StoreResult<Idempotent>;
+    async fn idempotency_finish(&self, scope: &str, key: &str, status: u16, body: &str) -> StoreResult<()>;
+    async fn idempotency_forget(&self, scope: &str, key: &str) -> StoreResult<()>;
+
+    async fn audit(&self, actor: &str, action: &str, account: Option<&AccountId>, detail: &str) -> StoreResult<()>;
+    /// Removes kept answers, records and identity changes past their time. Called now and then.
+    async fn prune(&self) -> StoreResult<()>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdentityChange {
+    Key { hash: [u8; 32] },
+    User { id: AccountId },
+}

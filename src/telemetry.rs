@@ -1,0 +1,144 @@
+//! Metrics and logs. Labels are bounded: route names and outcomes, never users, models or anything that a client sends.
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+/// All metrics of a replica. One is made at start and handed to whoever counts.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    pub registry: Registry,
+    /// `route`, `outcome` (see the gateway's `Outcome`).
+    pub requests: IntCounterVec,
+    /// Seconds by `route`: total minus the time spent waiting for the upstream.
+    pub added_latency: HistogramVec,
+    /// Micro-credits by `what`: reserved, settled, released, abandoned, estimated, uncharged.
+    pub credits: IntCounterVec,
+    /// Answers whose last bytes left before their settle was acknowledged.
+    pub unacknowledged_answers: IntCounter,
+    /// Operations by `op` and `outcome`.
+    pub ledger_operations: IntCounterVec,
+    /// Calls to Redis, or group commits; by `result`.
+    pub ledger_calls: IntCounterVec,
+    pub ledger_call_seconds: Histogram,
+    pub ledger_batch_size: Histogram,
+    pub ledger_reconnects: IntCounter,
+    pub sessions_fenced: IntCounter,
+    pub holds_in_flight: IntGauge,
+    pub streams: IntGauge,
+    pub client_connections: IntGauge,
+    /// By `upstream`.
+    pub upstream_connects: IntCounterVec,
+    pub upstream_errors: IntCounterVec,
+    /// By `upstream`; 1 while the breaker is open.
+    pub upstream_open: IntGaugeVec,
+    pub upstream_retries: IntCounterVec,
+    /// Events not yet in the store.
+    pub outbox_backlog: IntGauge,
+    /// Age of the oldest event not yet in the store, in milliseconds.
+    pub outbox_lag_ms: IntGauge,
+    pub flushed_rows: IntCounter,
+    pub dead_letters: IntCounter,
+    /// Billing changes stored and not yet acknowledged by the ledger.
+    pub pending_changes: IntGauge,
+    /// `result`: found, unknown, error.
+    pub key_lookups: IntCounterVec,
+    pub panics: IntCounter,
+}
+
+impl Metrics {
+    pub fn new() -> Result<Metrics, prometheus::Error> {
+        let registry = Registry::new();
+        let make = Maker { registry: &registry };
+        let fine = vec![0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+        let sizes = vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+        Ok(Metrics {
+            requests: make.counters("faregate_requests_total", "Requests", &["route", "outcome"])?,
+            added_latency: make.histograms(
+                "faregate_added_latency_seconds",
+                "Time that the gateway added: total minus waiting for the upstream",
+                &["route"],
+                fine.clone(),
+            )?,
+            credits: make.counters("faregate_credits_micro_total", "Micro-credits moved", &["what"])?,
+            unacknowledged_answers: make.counter(
+                "faregate_unacknowledged_answers_total",
+                "Answers whose last bytes left before their settle was acknowledged",
+            )?,
+            ledger_operations: make.counters(
+                "faregate_ledger_operations_total",
+                "Ledger operations",
+                &["op", "outcome"],
+            )?,
+            ledger_calls: make.counters("faregate_ledger_calls_total", "Calls to the ledger's server", &["result"])?,
+            ledger_call_seconds: make.histogram("faregate_ledger_call_seconds", "Time of a ledger call", fine)?,
+            ledger_batch_size: make.histogram("faregate_ledger_batch_size", "Operations in a ledger call", sizes)?,
+            ledger_reconnects: make.counter("faregate_ledger_reconnects_total", "Ledger connections replaced")?,
+            sessions_fenced: make.counter("faregate_sessions_fenced_total", "Worker sessions fenced")?,
+            holds_in_flight: make.gauge("faregate_holds_in_flight", "Holds of this replica")?,
+            streams: make.gauge("faregate_streams", "Answers being streamed")?,
+            client_connections: make.gauge("faregate_client_connections", "Open client connections")?,
+            upstream_connects: make.counters(
+                "faregate_upstream_connects_total",
+                "Connections opened to upstreams",
+                &["upstream"],
+            )?,
+            upstream_errors: make.counters(
+                "faregate_upstream_errors_total",
+                "Failed attempts",
+                &["upstream", "reason"],
+            )?,
+            upstream_open: make.gauges("faregate_upstream_breaker_open", "1 while left alone", &["upstream"])?,
+            upstream_retries: make.counters("faregate_upstream_retries_total", "Attempts repeated", &["route"])?,
+            outbox_backlog: make.gauge("faregate_outbox_backlog", "Events not yet in the store")?,
+            outbox_lag_ms: make.gauge("faregate_outbox_lag_milliseconds", "Age of the oldest event not yet stored")?,
+            flushed_rows: make.counter("faregate_flushed_rows_total", "Usage rows written")?,
+            dead_letters: make.counter("faregate_dead_letters_total", "Usage rows that could not be written")?,
+            pending_changes: make.gauge("faregate_pending_changes", "Billing changes not yet in the ledger")?,
+            key_lookups: make.counters("faregate_key_lookups_total", "Key look-ups in the store", &["result"])?,
+            panics: make.counter("faregate_panics_total", "Panics caught")?,
+            registry,
+        })
+    }
+}
+
+struct Maker<'a> {
+    registry: &'a Registry,
+}
+
+impl Maker<'_> {
+    fn keep<C: prometheus::core::Collector + Clone + 'static>(&self, metric: C) -> Result<C, prometheus::Error> {
+        self.registry.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        self.keep(IntCounter::new(name, help)?)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+        self.keep(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        self.keep(IntGauge::new(name, help)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+        self.keep(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> Result<Histogram, prometheus::Error> {
+        self.keep(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))?)
+    }
+
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: Vec<f64>,
+    ) -> Result<HistogramVec, prometheus::Error> {
+        self.keep(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?)
+    }
+}
