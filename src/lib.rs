@@ -1,10 +1,16 @@
 //! Faregate: a gateway in front of an AI service that makes sure every request is paid for.
 
+pub mod admin;
+pub mod api;
+pub mod bridge;
+pub mod cli;
 pub mod config;
 pub mod credits;
+pub mod gateway;
 pub mod identity;
 pub mod ledger;
 pub mod pricing;
+pub mod serve;
 pub mod store;
 pub mod telemetry;
 pub mod usage;

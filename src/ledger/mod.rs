@@ -6,7 +6,9 @@
 //! the ledger is out of reach, never "maybe".
 
 pub mod account;
+pub mod embedded;
 pub mod hold;
+pub mod redis;
 
 use std::fmt;
 use std::future::Future;

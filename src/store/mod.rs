@@ -1,6 +1,9 @@
 //! The store: durable facts. Users, keys, grants, numbered billing changes, usage, and how far the ledger's events
 //! have been written. SQLite and Postgres implement [`Store`] and pass the same suite.
 
+pub mod postgres;
+pub mod sqlite;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

@@ -1,1 +1,14 @@
+//! The integration tests: one binary, against real servers that it starts itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod admission;
+mod api;
+mod embedded;
+mod faults;
+mod ledger_props;
+mod metering;
+mod proxy;
+mod redis_ledger;
+mod smoke;
+mod store;
+mod support;

@@ -1,0 +1,1 @@
+//! The two logs between ledger and store: events one way, billing changes the other.

@@ -1,0 +1,1 @@
+//! What a request may use and what it used, read from bodies and streams.

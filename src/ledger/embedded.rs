@@ -1,0 +1,1 @@
+//! The ledger in the process: the account model behind locks.

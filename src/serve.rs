@@ -1,0 +1,1 @@
+//! Builds everything, hands it its parts, drains it.
