@@ -360,14 +360,16 @@ impl Account {
         let parts = self.take(amount.micro(), context.now);
         let held = as_micro(&parts);
         self.add_hold(SessionId::API, &held);
+        let expires_at = context.now.saturating_add(expires_in_us);
+        let available_micro = self.available(context.now);
         *context.record = Some(RecordState {
             id: key.id,
             fingerprint: key.fingerprint,
-            until: context.now.saturating_add(expires_in_us),
+            until: expires_at,
             held: Some(held.to_vec()),
-            answer: Kept::Held { held_micro: amount.micro(), available_micro: self.available(context.now) },
+            answer: Kept::Held { held_micro: amount.micro(), available_micro, expires_at },
         });
-        self.reserved(SessionId::API, parts, context.now)
+        Answer::Held { held: amount, available: Credits::ZERO, expires_at }
     }
 
     fn settle_hold(
@@ -814,6 +816,7 @@ impl Account {
         match answer {
             Answer::Settled { charged, .. } => Answer::Settled { charged, available: now },
             Answer::Released { .. } => Answer::Released { available: now },
+            Answer::Held { held, expires_at, .. } => Answer::Held { held, available: now, expires_at },
             Answer::Reserved(reserved) => Answer::Reserved(Reserved { available: now, ..reserved }),
             other => other,
         }

@@ -314,7 +314,7 @@ pub struct RecordState {
 /// The answer that a record repeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kept {
-    Held { held_micro: i64, available_micro: i64 },
+    Held { held_micro: i64, available_micro: i64, expires_at: Micros },
     Charged { charged_micro: i64, available_micro: i64 },
     Released { available_micro: i64 },
 }
@@ -330,6 +330,12 @@ pub enum Answer {
     },
     Released {
         available: Credits,
+    },
+    /// A hold was made through the API; it is known by its record.
+    Held {
+        held: Credits,
+        available: Credits,
+        expires_at: Micros,
     },
     /// Does not fit. With `held` returned, it might.
     Insufficient {
@@ -351,7 +357,6 @@ pub enum Answer {
     Repeated(Kept),
     /// The record exists for another request.
     Mismatch,
-    /// A record that another account made.
     Applied,
     Duplicate,
     /// The change is not the next one: `applied` is the last that was.

@@ -173,6 +173,9 @@ pub struct Flushed {
     pub dead_letters: u64,
 }
 
+/// How long a creating POST may be under way before another caller with its key takes over.
+pub const IDEMPOTENCY_ABANDONED_US: Micros = 60 * 1_000_000;
+
 /// The answer to a creating POST, kept for 24 h.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Idempotent {
@@ -205,7 +208,8 @@ pub trait Store: Send + Sync + 'static {
     // Keys
     async fn create_key(&self, key: KeyRow) -> StoreResult<()>;
     async fn key_by_hash(&self, hash: &[u8; 32]) -> StoreResult<Option<KeyRow>>;
-    async fn keys_of(&self, user: &AccountId) -> StoreResult<Vec<KeyRow>>;
+    /// A user's keys, or with `None` the service keys; newest first, revoked ones too.
+    async fn keys_of(&self, user: Option<&AccountId>) -> StoreResult<Vec<KeyRow>>;
     /// Answers the key as revoked; `NotFound` for another user's or no key.
     async fn revoke_key(&self, user: Option<&AccountId>, id: &str) -> StoreResult<KeyRow>;
     /// What happened to keys and users after `since`, in order, with the number to ask with next time: replicas poll it
@@ -237,6 +241,7 @@ pub trait Store: Send + Sync + 'static {
 
     // Records of the embedded ledger, and kept API answers
     async fn record_account(&self, id: Uuid) -> StoreResult<Option<AccountId>>;
+    /// One that has been running for more than [`IDEMPOTENCY_ABANDONED_US`] was left by a process that died: it begins anew.
     async fn idempotency_begin(&self, scope: &str, key: &str, fingerprint: u64) -> StoreResult<Idempotent>;
     async fn idempotency_finish(&self, scope: &str, key: &str, status: u16, body: &str) -> StoreResult<()>;
     async fn idempotency_forget(&self, scope: &str, key: &str) -> StoreResult<()>;
