@@ -269,6 +269,18 @@ pub enum Act {
     Balance,
 }
 
+impl Act {
+    /// The record that the operation names: whoever keeps records hands it to the model.
+    pub fn record(&self) -> Option<RecordId> {
+        match self {
+            Act::Charge { record, .. } => record.map(|key| key.id),
+            Act::Hold { record, .. } => Some(record.id),
+            Act::SettleHold { record, .. } | Act::ReleaseHold { record, .. } => Some(*record),
+            _ => None,
+        }
+    }
+}
+
 /// Names a record and what it stands for: the same id with another fingerprint is a misuse of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecordKey {
@@ -319,6 +331,16 @@ pub enum Kept {
     Released { available_micro: i64 },
 }
 
+impl Kept {
+    pub fn set_available(&mut self, micro: i64) {
+        match self {
+            Kept::Held { available_micro, .. }
+            | Kept::Charged { available_micro, .. }
+            | Kept::Released { available_micro } => *available_micro = micro,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// A hold was made or grown.
@@ -357,6 +379,7 @@ pub enum Answer {
     Repeated(Kept),
     /// The record exists for another request.
     Mismatch,
+    /// The billing change was the next one, and took effect.
     Applied,
     Duplicate,
     /// The change is not the next one: `applied` is the last that was.
@@ -423,7 +446,8 @@ pub struct Event {
     pub debt_delta: i64,
     /// Number of the billing change that this event answers; 0 for none.
     pub change: u64,
-    /// Signed change of each grant's `remaining + held`.
+    /// Signed change of each grant's `remaining + held`, less what of the held is revoked already. A new grant's own
+    /// amount is not here: its row has it.
     pub deltas: Deltas,
     /// The record that was charged or settled, if any.
     pub record: Option<RecordId>,
