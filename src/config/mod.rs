@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+pub use environment::CONFIG_FILE;
+pub use load::{BUILT_IN, ConfigError};
 use serde::{Deserialize, Serialize};
 
 use crate::credits::Credits;
@@ -190,7 +192,7 @@ pub struct Price {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum UnknownModel {
     /// Pays `per_request` alone.
     PerRequest,
@@ -357,3 +359,11 @@ fn show_optional<S: serde::Serializer>(credits: &Option<Credits>, serializer: S)
 }
 
 mod defaults;
+mod environment;
+mod load;
+mod read;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod validate;
