@@ -6,6 +6,7 @@ pub mod bridge;
 pub mod cli;
 pub mod config;
 pub mod credits;
+pub mod error;
 pub mod gateway;
 pub mod identity;
 pub mod ledger;

@@ -1,1 +1,3 @@
-//! Builds everything, hands it its parts, drains it.
+//! Builds everything, hands each room its parts, and takes it all down again in order.
+
+pub mod data_dir;

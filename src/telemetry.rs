@@ -1,7 +1,11 @@
 //! Metrics and logs. Labels are bounded: route names and outcomes, never users, models or anything that a client sends.
 
+mod logs;
+mod process;
+
+pub use logs::{catch_panics, init};
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 /// All metrics of a replica. One is made at start and handed to whoever counts.
@@ -51,6 +55,10 @@ impl Metrics {
         let registry = Registry::new();
         let make = Maker { registry: &registry };
         let fine = vec![0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+        make.gauges("faregate_build_info", "Which version this is", &["version"])?
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        registry.register(Box::new(process::Process::new()?))?;
         let sizes = vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
         Ok(Metrics {
             requests: make.counters("faregate_requests_total", "Requests", &["route", "outcome"])?,
@@ -100,6 +108,13 @@ impl Metrics {
             registry,
         })
     }
+
+    /// What `/metrics` answers, in Prometheus' text format, and its content type.
+    pub fn encode(&self) -> Result<(String, &'static str), prometheus::Error> {
+        let mut text = Vec::new();
+        prometheus::TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok((String::from_utf8_lossy(&text).into_owned(), prometheus::TEXT_FORMAT))
+    }
 }
 
 struct Maker<'a> {
@@ -140,5 +155,21 @@ impl Maker<'_> {
         buckets: Vec<f64>,
     ) -> Result<HistogramVec, prometheus::Error> {
         self.keep(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_encoded_with_those_of_the_process() {
+        let metrics = Metrics::new().unwrap();
+        metrics.panics.inc();
+        let (text, content_type) = metrics.encode().unwrap();
+        assert!(content_type.starts_with("text/plain"));
+        assert!(text.contains("faregate_panics_total 1\n"), "{text}");
+        assert!(text.contains("faregate_build_info{version="), "{text}");
+        assert!(text.contains("process_resident_memory_bytes "), "{text}");
     }
 }
