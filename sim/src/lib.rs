@@ -1,1 +1,3 @@
+//! Simulators for the demo and the tests.
 
+pub mod upstream;

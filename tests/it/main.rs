@@ -1,5 +1,6 @@
 //! The integration tests: one binary, against real servers that it starts itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(unreachable_pub, reason = "nothing is reachable from outside a test binary")]
 
 mod admission;
 mod api;

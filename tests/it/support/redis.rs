@@ -1,0 +1,103 @@
+//! A Redis server of one's own.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use super::process::Process;
+use super::{eventually_blocking, free_port, reaper};
+
+pub struct Redis {
+    process: Process,
+    port: u16,
+    settings: Vec<String>,
+    /// Last, so that the server is gone before its folder.
+    dir: tempfile::TempDir,
+}
+
+impl Redis {
+    /// An empty server without persistence.
+    pub fn start() -> Redis {
+        Redis::with(&["--appendonly", "no"])
+    }
+
+    /// A server that writes an append-only file, `fsync` on every write: [`Redis::restart`] finds its data again.
+    pub fn durable() -> Redis {
+        Redis::with(&["--appendonly", "yes", "--appendfsync", "always"])
+    }
+
+    /// With settings as on redis-server's command line, such as `["--maxmemory", "10mb"]`.
+    pub fn with(settings: &[&str]) -> Redis {
+        let dir = tempfile::Builder::new().prefix("faregate-redis").tempdir().unwrap();
+        reaper::remove(dir.path());
+        let port = free_port();
+        let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let process = spawn(dir.path(), port, &settings);
+        let mut redis = Redis { process, port, settings, dir };
+        redis.wait_until_ready();
+        redis
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
+    /// For `ledger.url`.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// Runs a command through redis-cli and gives back its raw output, trimmed.
+    pub fn command(&self, arguments: &[&str]) -> String {
+        let output = Command::new("redis-cli")
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "--raw"])
+            .args(arguments)
+            .output()
+            .expect("redis-cli runs");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// SIGSTOP: connections stay open, nothing answers.
+    pub fn pause(&mut self) {
+        self.process.signal("STOP");
+    }
+
+    /// SIGCONT.
+    pub fn resume(&mut self) {
+        self.process.signal("CONT");
+    }
+
+    pub fn kill9(&mut self) {
+        self.process.kill9();
+    }
+
+    /// Starts it again after [`Redis::kill9`] (or kills it first), on its port, with what its files hold.
+    pub fn restart(&mut self) {
+        self.process.kill9();
+        self.process = spawn(self.dir.path(), self.port, &self.settings);
+        self.wait_until_ready();
+    }
+
+    fn wait_until_ready(&mut self) {
+        eventually_blocking(Duration::from_secs(20), "redis-server answers", || {
+            assert!(self.process.ended().is_none(), "redis-server ended: {:?}", self.process.lines());
+            TcpStream::connect(self.addr()).ok()?;
+            (self.command(&["ping"]) == "PONG").then_some(())
+        });
+    }
+}
+
+fn spawn(dir: &std::path::Path, port: u16, settings: &[String]) -> Process {
+    let mut command = Command::new("redis-server");
+    command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--daemonize", "no"]);
+    command.arg("--dir").arg(dir).args(settings).current_dir(dir);
+    Process::spawn(command, "KILL")
+}

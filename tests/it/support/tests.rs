@@ -1,0 +1,71 @@
+//! The support's own tests: what the others stand on must hold.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{ChaosProxy, Http, Postgres, Redis, Sim, eventually};
+
+#[test]
+fn redis_survives_kill_9_when_durable() {
+    let mut redis = Redis::durable();
+    assert_eq!(redis.command(&["set", "a", "1"]), "OK");
+    redis.restart();
+    assert_eq!(redis.command(&["get", "a"]), "1");
+}
+
+#[test]
+fn each_postgres_is_a_fresh_database() {
+    let (one, other) = (Postgres::start(), Postgres::start());
+    one.query("CREATE TABLE t (n int); INSERT INTO t VALUES (1)");
+    assert_eq!(one.query("SELECT n, 'x' FROM t"), ["1|x"]);
+    assert_eq!(other.query("SELECT to_regclass('t')"), [""]);
+}
+
+#[tokio::test]
+async fn the_chaos_proxy_swallows_and_cuts() {
+    let redis = Redis::start();
+    let proxy = ChaosProxy::start(redis.addr());
+    let client = redis::Client::open(proxy.redis_url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let mut set = redis::cmd("SET");
+    set.arg("a").arg("1");
+    proxy.swallow_replies(true);
+    let lost = tokio::time::timeout(Duration::from_millis(300), set.query_async::<()>(&mut connection)).await;
+    assert!(!matches!(lost, Ok(Ok(()))), "the reply is swallowed");
+    eventually(Duration::from_secs(5), "the command ran", || async {
+        (redis.command(&["get", "a"]) == "1").then_some(())
+    })
+    .await;
+    proxy.swallow_replies(false);
+    proxy.cut();
+    assert!(set.query_async::<()>(&mut connection).await.is_err(), "the connection is cut");
+}
+
+#[tokio::test]
+async fn the_demo_upstream_answers_and_misbehaves() {
+    let sim = Sim::start();
+    let http = Http::new();
+    let url = format!("{}/v1/chat/completions", sim.url());
+    let ask = json!({"model": "sim-1", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5});
+    let answer = http.post(&url, "", &ask).await.json();
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    assert_eq!(answer["usage"]["prompt_tokens"], 6);
+    assert_eq!(answer["usage"]["completion_tokens"], 5);
+
+    let mut streamed = ask.clone();
+    streamed["stream"] = true.into();
+    streamed["stream_options"] = json!({"include_usage": true});
+    let (body, whole) = http.stream(&url, "", &streamed).await.rest().await;
+    let events = super::http::sse_data(&body);
+    assert!(whole);
+    assert_eq!(events.last().unwrap(), "[DONE]");
+    assert!(events[events.len() - 2].contains("\"completion_tokens\":5"), "{events:?}");
+
+    streamed["model"] = "sim-1@reset-after=3".into();
+    let (body, whole) = http.stream(&url, "", &streamed).await.rest().await;
+    assert!(!whole);
+    assert_eq!(super::http::sse_data(&body).len(), 3);
+    eventually(Duration::from_secs(5), "the stats know", || async { (sim.stats().cut() == 1).then_some(()) }).await;
+    assert_eq!((sim.stats().requests(), sim.stats().completed()), (3, 2));
+}
