@@ -1,1 +1,13 @@
 //! The two logs between ledger and store: events one way, billing changes the other.
+//!
+//! [`flush`] writes what the ledger emitted into the store, in order and exactly once: the store's cursor moves in the
+//! same transaction. [`Pusher`] brings numbered billing changes to the ledger until it has acknowledged each.
+//! [`StoreSource`] is where a ledger finds an account that it does not have.
+
+pub mod flush;
+pub mod push;
+pub mod source;
+
+pub use flush::{Entries, EventLog, LogError};
+pub use push::{PushError, Pusher};
+pub use source::StoreSource;

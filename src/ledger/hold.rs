@@ -1,5 +1,8 @@
 //! A hold in the hands of the request that made it. Dropped unfinished, it goes back.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use bytes::Bytes;
 
 use super::{
@@ -55,7 +58,9 @@ pub struct Hold {
 /// Reserves credits for a request. Dropping the future on the way leaks nothing.
 pub async fn reserve(ledger: &SharedLedger, account: &AccountId, ask: Ask) -> Result<(Hold, Reserved), Refusal> {
     let act = Act::Reserve { amount: ask.amount, floor: ask.floor, tokens: ask.tokens, limits: ask.limits };
-    let reserved = admitted(ledger.submit(Op { account: account.clone(), act }).await)?;
+    let tokens_back_us = limit_increment(ask.tokens, ask.limits.tokens_per_minute);
+    let undo = |reserved: Reserved| Act::Release { session: reserved.session, parts: reserved.parts, tokens_back_us };
+    let reserved = admitted(Pending::submit(ledger, account, act, undo).await)?;
     let hold = Hold {
         ledger: Some(ledger.clone()),
         account: account.clone(),
@@ -81,29 +86,32 @@ impl Hold {
     /// full, without consuming a rate limit again.
     pub async fn extend(&mut self, more: Credits, floor: Credits) -> Result<Credits, Refusal> {
         let Some(ledger) = self.ledger.clone() else { return Err(Refusal::Unavailable) };
-        let op = |act| Op { account: self.account.clone(), act };
-        match ledger.submit(op(Act::Extend { session: self.session, more, floor })).await {
+        let before = self.total();
+        let act = Act::Extend { session: self.session, more, floor };
+        let undo = |reserved: Reserved| Act::Shrink { session: reserved.session, parts: reserved.parts };
+        match Pending::submit(&ledger, &self.account, act, undo).await {
             Ok(Answer::UnknownHold) => {
-                let (amount, floor) = (self.total().saturating_add(more), self.total().saturating_add(floor));
+                let (amount, floor) = (before.saturating_add(more), before.saturating_add(floor));
                 let act = Act::Reserve { amount, floor, tokens: 0, limits: Limits::default() };
-                let before = self.total();
-                let reserved = admitted(ledger.submit(op(act)).await)?;
+                let undo = |reserved: Reserved| Act::Release {
+                    session: reserved.session,
+                    parts: reserved.parts,
+                    tokens_back_us: 0,
+                };
+                let reserved = admitted(Pending::submit(&ledger, &self.account, act, undo).await)?;
                 self.session = reserved.session;
                 self.parts = reserved.parts;
-                Ok(self.total().saturating_sub(before))
             }
             answer => {
-                let reserved = admitted(answer)?;
-                let before = self.total();
-                for (grant, amount) in reserved.parts {
+                for (grant, amount) in admitted(answer)?.parts {
                     match self.parts.iter_mut().find(|(known, _)| *known == grant) {
                         Some((_, part)) => *part = part.saturating_add(amount),
                         None => self.parts.push((grant, amount)),
                     }
                 }
-                Ok(self.total().saturating_sub(before))
             }
         }
+        Ok(self.total().saturating_sub(before))
     }
 
     /// Pays `actual`, also beyond what is held. The settle is under way when this returns; the reply is its
@@ -142,6 +150,41 @@ impl Drop for Hold {
     fn drop(&mut self) {
         if self.ledger.is_some() {
             drop(self.release_now());
+        }
+    }
+}
+
+/// A reserve or extend under way. Dropped before its answer was read, it undoes what it took: a client that leaves at
+/// that very moment must not leave a hold behind (failures 3: litellm#27639).
+struct Pending<'a, U: Fn(Reserved) -> Act> {
+    ledger: &'a SharedLedger,
+    account: &'a AccountId,
+    reply: Option<Reply>,
+    undo: U,
+}
+
+impl<'a, U: Fn(Reserved) -> Act + Unpin> Pending<'a, U> {
+    fn submit(ledger: &'a SharedLedger, account: &'a AccountId, act: Act, undo: U) -> Pending<'a, U> {
+        let reply = ledger.submit(Op { account: account.clone(), act });
+        Pending { ledger, account, reply: Some(reply), undo }
+    }
+}
+
+impl<U: Fn(Reserved) -> Act + Unpin> Future for Pending<'_, U> {
+    type Output = Result<Answer, LedgerError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(reply) = self.reply.as_mut() else { return Poll::Ready(Err(LedgerError::Unavailable)) };
+        let answer = std::task::ready!(Pin::new(reply).poll(context));
+        self.reply = None;
+        Poll::Ready(answer)
+    }
+}
+
+impl<U: Fn(Reserved) -> Act> Drop for Pending<'_, U> {
+    fn drop(&mut self) {
+        if let Some(Ok(Answer::Reserved(reserved))) = self.reply.take().and_then(Reply::cancel) {
+            drop(self.ledger.submit(Op { account: self.account.clone(), act: (self.undo)(reserved) }));
         }
     }
 }

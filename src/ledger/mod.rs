@@ -502,6 +502,17 @@ impl Reply {
     pub fn now(result: Result<Answer, LedgerError>) -> Reply {
         Reply::Now(Some(result))
     }
+
+    /// Waits no longer. An answer that has come already, unread, is handed over; for a later one, sending will fail.
+    pub fn cancel(mut self) -> Option<Result<Answer, LedgerError>> {
+        match &mut self {
+            Reply::Now(result) => result.take(),
+            Reply::Later(receiver) => {
+                receiver.close();
+                receiver.try_recv().ok()
+            }
+        }
+    }
 }
 
 impl Future for Reply {
@@ -519,7 +530,8 @@ impl Future for Reply {
 
 /// One caller's way to the ledger. Each data-plane worker has its own; the control plane has one.
 ///
-/// * A reply that is dropped before it was read does not leak: what a dropped `Reserve` or `Extend` took is returned.
+/// * A `Reserve` or `Extend` whose answer finds nobody waiting is undone by the implementation (sending to
+///   [`Reply::Later`] fails); one whose answer was delivered and not read is undone by [`hold`].
 /// * `Settle`, `Release` and `must` charges are always accepted, and carried out once the ledger is in reach.
 /// * An account that is not loaded is loaded by the implementation; `NotLoaded` comes back only from the raw operations
 ///   `Apply`, `Ticket`, `Load` and `Park`, and for accounts that do not exist.

@@ -1,0 +1,179 @@
+//! Ledger → store: one flusher a process reads each shard's event log on from the store's cursor and writes it down.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::config;
+use crate::ledger::{AccountId, Event, RecordState};
+use crate::store::{Cursor, FlushBatch, SharedStore, StoreError};
+use crate::telemetry::Metrics;
+
+/// The first wait after a failure; it doubles up to [`BACKOFF_MAX`].
+const BACKOFF_MIN: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// How long the log may take to drain once the process stops. What is left then is still in the log where that is
+/// durable (Redis); where it is not, the store was out of reach all the while.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+
+/// What a ledger emitted, in numbered entries, until it is acknowledged.
+#[async_trait]
+pub trait EventLog: Send + Sync + 'static {
+    /// Shards are numbered from 0.
+    fn shards(&self) -> u32;
+
+    /// Whether requests wait for the flush (group commit): then the next batch starts as soon as the last is done.
+    fn awaited(&self) -> bool;
+
+    /// Entries after `cursor`, oldest first, at most `limit`. With none there, waits up to `wait` for the first.
+    /// Reading takes nothing away: an entry stays until it is acknowledged.
+    async fn read(&self, shard: u32, cursor: Cursor, limit: usize, wait: Duration) -> Result<Entries, LogError>;
+
+    /// Entries up to the cursor are in the store: they may be dropped, and whoever waits for them may go on.
+    async fn acknowledge(&self, shard: u32, cursor: Cursor) -> Result<(), LogError>;
+}
+
+/// Consecutive entries of one shard's log.
+#[derive(Debug, Clone, Default)]
+pub struct Entries {
+    /// How many.
+    pub count: usize,
+    /// Number of the last; the cursor's own where there are none.
+    pub to: u64,
+    /// In the order of the log.
+    pub events: Vec<Event>,
+    /// Last batch number of each session in these entries (Redis only).
+    pub sessions: Vec<(u64, u64)>,
+    /// Records as they now stand (embedded ledger only).
+    pub records: Vec<(AccountId, RecordState)>,
+    /// Events in the log that are not in the store, these included.
+    pub backlog: u64,
+    /// Age of the oldest of them.
+    pub lag: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("the event log is out of reach: {0}")]
+    Unavailable(String),
+    /// Entries that the cursor expects are not there, or the log is of another epoch.
+    #[error("the event log lost entries: {0}")]
+    Lost(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+enum FlushError {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Flushes all shards until `stop`, then drains them. Errors are logged and tried again, with growing waits.
+pub async fn run(
+    log: impl EventLog,
+    store: SharedStore,
+    settings: &config::Store,
+    metrics: Metrics,
+    stop: CancellationToken,
+) {
+    let flusher = Flusher { log: &log, store: &store, settings, metrics: &metrics, stop: &stop };
+    let shards = (0..log.shards()).map(|shard| flusher.run(shard));
+    futures_util::future::join_all(shards).await;
+}
+
+struct Flusher<'a, L> {
+    log: &'a L,
+    store: &'a SharedStore,
+    settings: &'a config::Store,
+    metrics: &'a Metrics,
+    stop: &'a CancellationToken,
+}
+
+impl<L: EventLog> Flusher<'_, L> {
+    async fn run(&self, shard: u32) {
+        let mut cursor = None;
+        let mut backoff = BACKOFF_MIN;
+        let mut deadline = None;
+        loop {
+            if self.stop.is_cancelled() {
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + DRAIN_LIMIT);
+                if Instant::now() >= deadline {
+                    tracing::error!(shard, "stopping with events that the store did not take");
+                    return;
+                }
+            }
+            match self.turn(shard, &mut cursor).await {
+                Ok(0) if self.stop.is_cancelled() => return,
+                Ok(_) => backoff = BACKOFF_MIN,
+                Err(FlushError::Store(StoreError::CursorMoved)) => cursor = None,
+                Err(error) => {
+                    tracing::warn!(shard, %error, wait_ms = backoff.as_millis() as u64, "events could not be flushed");
+                    // Whether a failed commit took effect is not known: the store's own cursor tells.
+                    cursor = None;
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                }
+            }
+        }
+    }
+
+    /// Reads, writes and acknowledges one batch. Answers how many entries that were.
+    async fn turn(&self, shard: u32, known: &mut Option<Cursor>) -> Result<usize, FlushError> {
+        let started = Instant::now();
+        let from = match *known {
+            Some(cursor) => cursor,
+            None => {
+                let cursor = self.store.cursor(shard).await?;
+                // What an unknown commit or another flusher wrote need not be written again.
+                self.log.acknowledge(shard, cursor).await?;
+                *known.insert(cursor)
+            }
+        };
+        let entries = self.read(shard, from).await?;
+        self.metrics.outbox_backlog.set(i64::try_from(entries.backlog).unwrap_or(i64::MAX));
+        self.metrics.outbox_lag_ms.set(i64::try_from(entries.lag.as_millis()).unwrap_or(i64::MAX));
+        let count = entries.count;
+        if count == 0 {
+            return Ok(0);
+        }
+        let Entries { to, events, sessions, records, .. } = entries;
+        let flushed = self.store.flush(FlushBatch { shard, from, to, events, sessions, records }).await?;
+        let cursor = Cursor { epoch: from.epoch, counter: to };
+        *known = Some(cursor);
+        self.metrics.flushed_rows.inc_by(flushed.usage_rows);
+        self.metrics.dead_letters.inc_by(flushed.dead_letters);
+        self.log.acknowledge(shard, cursor).await?;
+        self.pace(count, started).await;
+        Ok(count)
+    }
+
+    async fn read(&self, shard: u32, from: Cursor) -> Result<Entries, FlushError> {
+        let wait = if self.stop.is_cancelled() { Duration::ZERO } else { self.interval() };
+        let read = self.log.read(shard, from, self.settings.flush_batch.max(1), wait);
+        tokio::select! {
+            entries = read => Ok(entries?),
+            () = self.stop.cancelled(), if !self.stop.is_cancelled() => {
+                Ok(self.log.read(shard, from, self.settings.flush_batch.max(1), Duration::ZERO).await?)
+            }
+        }
+    }
+
+    /// Lets a busy log gather a batch: a commit an event would cost more than the event. Full batches follow each
+    /// other at once, and a quiet log waits for nothing.
+    async fn pace(&self, count: usize, started: Instant) {
+        if count < self.settings.flush_batch.max(1) && !self.stop.is_cancelled() {
+            let interval = if self.log.awaited() { COMMIT_INTERVAL } else { self.interval() };
+            tokio::time::sleep_until(started + interval).await;
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_millis(self.settings.flush_interval_ms.max(1))
+    }
+}
+
+/// The least time between the starts of two group commits.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(2);
