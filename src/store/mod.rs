@@ -1,20 +1,52 @@
 //! The store: durable facts. Users, keys, grants, numbered billing changes, usage, and how far the ledger's events
 //! have been written. SQLite and Postgres implement [`Store`] and pass the same suite.
 
+mod changes;
+mod common;
+mod effects;
+mod migrations;
 pub mod postgres;
 pub mod sqlite;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::config;
 use crate::credits::Credits;
 use crate::ledger::{AccountId, AccountState, Change, Event, GrantId, GrantKind, Micros, RecordState};
 use crate::usage::Usage;
 
 pub type SharedStore = Arc<dyn Store>;
+
+/// Name of the SQLite store in the data directory.
+pub const SQLITE_FILE: &str = "faregate.db";
+
+/// The store that the settings name: Postgres where there is a URL, else SQLite in the data directory (which must
+/// exist). Neither migrates nor checks the schema.
+pub async fn connect(settings: &config::Store, data_dir: &Path) -> StoreResult<SharedStore> {
+    if settings.url.is_empty() {
+        let path = data_dir.join(SQLITE_FILE);
+        let opened = tokio::task::spawn_blocking(move || sqlite::SqliteStore::open(&path)).await;
+        let store = opened.map_err(|error| StoreError::Unavailable(error.to_string()))??;
+        return Ok(Arc::new(store));
+    }
+    Err(StoreError::Unavailable("Postgres is not built in".to_owned()))
+}
+
+/// As [`connect`], with the schema this program needs: brought up to date, or only checked with `migrate = false`.
+pub async fn open(settings: &config::Store, data_dir: &Path) -> StoreResult<SharedStore> {
+    let store = connect(settings, data_dir).await?;
+    if settings.migrate {
+        store.migrate().await?;
+    } else {
+        store.check_schema().await?;
+    }
+    Ok(store)
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -23,6 +55,12 @@ pub enum StoreError {
     Conflict(String),
     #[error("{0} is not known")]
     NotFound(&'static str),
+    /// A page's cursor or limit, or an amount, that nothing here could have given.
+    #[error("{0} is not valid")]
+    Invalid(&'static str),
+    /// The schema is older or newer than this program, or a migration failed.
+    #[error("{0}")]
+    Schema(String),
     /// The cursor moved on without us: another flusher wrote these events.
     #[error("the ledger cursor stands elsewhere")]
     CursorMoved,
@@ -78,7 +116,8 @@ pub struct GrantRow {
 pub struct NewChange {
     pub account: AccountId,
     pub change: Change,
-    /// Unique over all changes that have one: the same key again stores nothing and answers the first change.
+    /// Unique over all changes that have one: the same key again for the same account stores nothing and answers the
+    /// first change; for another account it is a `Conflict`. Empty: none.
     pub source_key: String,
     pub note: Option<String>,
     /// Who did it, for the audit log: `operator`, `signup`, `stripe`, …
@@ -120,10 +159,16 @@ pub struct KeyRow {
 }
 
 /// One page of a list: at most `limit` (1 to 500) after `cursor`, which an earlier page's `next` gave.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct PageRequest {
     pub limit: u32,
     pub cursor: Option<String>,
+}
+
+impl Default for PageRequest {
+    fn default() -> PageRequest {
+        PageRequest { limit: 100, cursor: None }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -192,8 +237,13 @@ pub enum Idempotent {
 
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Brings the schema up to date; forward only. Answers how many migrations ran.
+    /// Brings the schema up to date; forward only. Answers how many migrations ran. `Schema` when the store has
+    /// migrations that this program does not know.
     async fn migrate(&self) -> StoreResult<usize>;
+    /// `Schema` unless the schema is exactly this program's.
+    async fn check_schema(&self) -> StoreResult<()>;
+    /// Finishes what was submitted and gives up threads and connections. Everything afterwards is `Unavailable`.
+    async fn close(&self);
     /// A cheap question, for readiness.
     async fn ping(&self) -> StoreResult<()>;
     /// Whether no user and no key was ever made.
@@ -208,16 +258,20 @@ pub trait Store: Send + Sync + 'static {
     // Keys
     async fn create_key(&self, key: KeyRow) -> StoreResult<()>;
     async fn key_by_hash(&self, hash: &[u8; 32]) -> StoreResult<Option<KeyRow>>;
-    /// A user's keys, or with `None` the service keys; newest first, revoked ones too.
+    /// A user's keys, or with `None` the service keys; newest first, revoked ones too, at most 500.
     async fn keys_of(&self, user: Option<&AccountId>) -> StoreResult<Vec<KeyRow>>;
-    /// Answers the key as revoked; `NotFound` for another user's or no key.
+    /// Answers the key as revoked; `NotFound` for another user's or no key. `user` `None`: anybody's.
     async fn revoke_key(&self, user: Option<&AccountId>, id: &str) -> StoreResult<KeyRow>;
     /// What happened to keys and users after `since`, in order, with the number to ask with next time: replicas poll it
-    /// several times a second to drop what they cached. `since` 0 answers only the number.
+    /// several times a second to drop what they cached. `since` 0 answers only the number. At most 1,000 at once.
+    /// Told are revoked keys and frozen and unfrozen users, for 24 h; not what was created: keep "unknown" only briefly.
     async fn identity_changes(&self, since: u64) -> StoreResult<(u64, Vec<IdentityChange>)>;
 
     // Billing changes and accounts
-    /// Numbers and stores a change in one transaction, with its grant's row and an audit row.
+    /// Numbers and stores a change in one transaction, with its grant's row and an audit row. A freeze of the account
+    /// shows in the user's status at once. `Conflict` when the grants of the account (or its debt) would pass
+    /// [`Credits::INPUT_LIMIT`], for a closed user, or for more than a grant's amount revoked; `NotFound` for its user
+    /// or the grant it names.
     async fn add_change(&self, change: NewChange) -> StoreResult<ChangeRow>;
     /// Changes whose event has not been flushed, oldest first, at most `limit`: what the pusher still has to push.
     async fn unapplied_changes(&self, limit: u32) -> StoreResult<Vec<ChangeRow>>;
@@ -226,6 +280,7 @@ pub trait Store: Send + Sync + 'static {
     /// The account as of its last flushed event: grants of changes applied by then, with something remaining.
     /// `None` when there is no such user.
     async fn load_account(&self, account: &AccountId) -> StoreResult<Option<AccountState>>;
+    /// All grants of an account, newest first, at most 500.
     async fn grants(&self, account: &AccountId) -> StoreResult<Vec<GrantRow>>;
 
     // Events
@@ -236,7 +291,7 @@ pub trait Store: Send + Sync + 'static {
     /// cursor, which must stand at `batch.from` (`CursorMoved` otherwise). An event whose usage cannot be written goes
     /// to the dead letters, its balance effect is applied all the same.
     async fn flush(&self, batch: FlushBatch) -> StoreResult<Flushed>;
-    /// Newest first.
+    /// In the order they were settled, newest first.
     async fn usage(&self, account: &AccountId, page: PageRequest) -> StoreResult<Page<UsageRow>>;
 
     // Records of the embedded ledger, and kept API answers

@@ -1,0 +1,319 @@
+//! What events do to an account's rows: worked out in memory, so that both stores write the same.
+//!
+//! A flush loads the rows that a batch touches, applies the events in order, and writes the rows back. Nothing here
+//! fails: what does not fit is cut, becomes debt, and is reported as a [`Letter`].
+
+use bytes::Bytes;
+use serde_json::json;
+
+use crate::credits::Credits;
+use crate::ledger::{AccountId, Change, Delta, Event, GrantId, Scope};
+
+/// Why something ended among the dead letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// The account's sequence was past this event; nothing of it was applied.
+    Repeat,
+    /// Events of the account are missing before this one.
+    Hole,
+    UnknownAccount,
+    UnknownChange,
+    UnknownGrant,
+    /// A delta or a debt that the rows cannot hold.
+    Misfit,
+    UnreadableUsage,
+    DuplicateRequest,
+    /// The store refused the rows.
+    Refused,
+}
+
+impl Reason {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Reason::Repeat => "repeat",
+            Reason::Hole => "hole",
+            Reason::UnknownAccount => "unknown_account",
+            Reason::UnknownChange => "unknown_change",
+            Reason::UnknownGrant => "unknown_grant",
+            Reason::Misfit => "misfit",
+            Reason::UnreadableUsage => "unreadable_usage",
+            Reason::DuplicateRequest => "duplicate_request",
+            Reason::Refused => "refused",
+        }
+    }
+}
+
+/// What could not be written as it should be, with the whole event.
+#[derive(Debug)]
+pub(super) struct Letter {
+    pub(super) account: AccountId,
+    pub(super) seq: u64,
+    pub(super) reason: Reason,
+    pub(super) detail: String,
+    /// The event without its usage, as JSON.
+    pub(super) event: String,
+    pub(super) usage: Bytes,
+}
+
+impl Letter {
+    pub(super) fn new(event: &Event, reason: Reason, detail: impl Into<String>) -> Letter {
+        let text = json!({
+            "account": event.account,
+            "seq": event.seq,
+            "at": event.at,
+            "kind": event.kind,
+            "charged_micro": event.charged.micro(),
+            "written_off_micro": event.written_off.micro(),
+            "forfeited_micro": event.forfeited.micro(),
+            "debt_delta": event.debt_delta,
+            "change": event.change,
+            "deltas": event.deltas.as_slice(),
+            "record": event.record,
+        });
+        Letter {
+            account: event.account.clone(),
+            seq: event.seq,
+            reason,
+            detail: detail.into(),
+            event: text.to_string(),
+            usage: event.usage.clone(),
+        }
+    }
+}
+
+/// An account's row of `credits`, the changes that the batch's events answer, and the grants that they touch.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    pub(super) seq: u64,
+    pub(super) balance: i64,
+    pub(super) debt: i64,
+    pub(super) frozen: bool,
+    pub(super) granted: i64,
+    pub(super) charged: i64,
+    pub(super) written_off: i64,
+    pub(super) forfeited: i64,
+    pub(super) applied_change: u64,
+    /// Changes after `applied_change`, in order, without gaps; each leaves when it is applied.
+    pub(super) changes: Vec<(u64, Change)>,
+    pub(super) grants: Vec<GrantRows>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct GrantRows {
+    pub(super) id: GrantId,
+    pub(super) amount: i64,
+    pub(super) remaining: i64,
+    pub(super) frozen: bool,
+    /// Whether the row must be written back.
+    pub(super) changed: bool,
+}
+
+impl Rows {
+    /// Applies one event. `false` where it was applied before: then its usage is not a row either.
+    pub(super) fn apply(&mut self, event: &Event, letters: &mut Vec<Letter>) -> bool {
+        if event.seq <= self.seq {
+            letters.push(Letter::new(event, Reason::Repeat, format!("the account stands at {}", self.seq)));
+            return false;
+        }
+        if event.seq != self.seq + 1 {
+            letters.push(Letter::new(event, Reason::Hole, format!("the account stands at {}", self.seq)));
+        }
+        self.seq = event.seq;
+        if event.change > 0 {
+            self.apply_changes(event, letters);
+        }
+        for delta in &event.deltas {
+            self.shift(*delta, event, letters);
+        }
+        self.add_debt(i128::from(event.debt_delta), event, letters);
+        self.charged = self.charged.saturating_add(event.charged.micro());
+        self.written_off = self.written_off.saturating_add(event.written_off.micro());
+        self.forfeited = self.forfeited.saturating_add(event.forfeited.micro());
+        true
+    }
+
+    /// Takes over what the ledger says it has applied: change `event.change` and, should an event be missing, those before it.
+    fn apply_changes(&mut self, event: &Event, letters: &mut Vec<Letter>) {
+        let due = self.changes.iter().take_while(|(number, _)| *number <= event.change).count();
+        let due: Vec<(u64, Change)> = self.changes.drain(..due).collect();
+        if due.last().is_none_or(|(number, _)| *number != event.change) {
+            let detail = format!("change {} is not stored, or was applied", event.change);
+            letters.push(Letter::new(event, Reason::UnknownChange, detail));
+        }
+        for (number, change) in due {
+            self.applied_change = number;
+            match change {
+                Change::Grant { amount_micro, .. } => {
+                    self.balance = self.balance.saturating_add(amount_micro);
+                    self.granted = self.granted.saturating_add(amount_micro);
+                }
+                Change::Rollover { .. } => self.begin_rollover(GrantId(number), event),
+                Change::Revoke { .. } => {}
+                Change::Freeze { scope } => self.set_frozen(scope, true),
+                Change::Unfreeze { scope } => self.set_frozen(scope, false),
+            }
+        }
+    }
+
+    /// Only the ledger knew how much moves: the new grant is that large.
+    fn begin_rollover(&mut self, to: GrantId, event: &Event) {
+        let moved = event.deltas.iter().find(|delta| delta.grant == to).map_or(0, |delta| delta.micro);
+        if let Some(grant) = self.grant(to) {
+            grant.amount = moved.clamp(0, Credits::MAX.micro());
+            grant.changed = true;
+        }
+    }
+
+    fn set_frozen(&mut self, scope: Scope, frozen: bool) {
+        match scope {
+            Scope::Account => self.frozen = frozen,
+            Scope::Grant { grant } => {
+                if let Some(grant) = self.grant(grant) {
+                    grant.frozen = frozen;
+                    grant.changed = true;
+                }
+            }
+        }
+    }
+
+    fn shift(&mut self, delta: Delta, event: &Event, letters: &mut Vec<Letter>) {
+        let Some(grant) = self.grant(delta.grant) else {
+            letters.push(Letter::new(event, Reason::UnknownGrant, format!("grant {}", delta.grant.0)));
+            self.add_debt(-i128::from(delta.micro.min(0)), event, letters);
+            return;
+        };
+        let wanted = i128::from(grant.remaining) + i128::from(delta.micro);
+        let fits = wanted.clamp(0, i128::from(grant.amount));
+        let now = i64::try_from(fits).unwrap_or(grant.remaining);
+        let moved = now - grant.remaining;
+        grant.remaining = now;
+        grant.changed = true;
+        self.balance = self.balance.saturating_add(moved);
+        if wanted != fits {
+            let detail = format!("grant {} would stand at {wanted}", delta.grant.0);
+            letters.push(Letter::new(event, Reason::Misfit, detail));
+            // What the grant could not pay is owed. What it could not take in is not given.
+            self.add_debt(-wanted.min(0), event, letters);
+        }
+    }
+
+    fn add_debt(&mut self, micro: i128, event: &Event, letters: &mut Vec<Letter>) {
+        let wanted = i128::from(self.debt) + micro;
+        let fits = wanted.clamp(0, i128::from(Credits::MAX.micro()));
+        self.debt = i64::try_from(fits).unwrap_or(self.debt);
+        if wanted != fits {
+            letters.push(Letter::new(event, Reason::Misfit, format!("the debt would stand at {wanted}")));
+        }
+    }
+
+    fn grant(&mut self, id: GrantId) -> Option<&mut GrantRows> {
+        self.grants.iter_mut().find(|grant| grant.id == id)
+    }
+
+    /// Grants that the events and the loaded changes touch, sorted, each once.
+    pub(super) fn grants_touched<'a>(&self, events: impl Iterator<Item = &'a Event>) -> Vec<GrantId> {
+        let mut ids: Vec<GrantId> = events.flat_map(|event| event.deltas.iter().map(|delta| delta.grant)).collect();
+        for (number, change) in &self.changes {
+            match change {
+                Change::Rollover { .. } => ids.push(GrantId(*number)),
+                Change::Freeze { scope: Scope::Grant { grant } }
+                | Change::Unfreeze { scope: Scope::Grant { grant } } => ids.push(*grant),
+                _ => {}
+            }
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}
+
+/// The events' indices by account: accounts sorted (so that two writers never wait for each other in a circle), each account's events in their order.
+pub(super) fn by_account(events: &[Event]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..events.len()).collect();
+    order.sort_by(|left, right| events[*left].account.cmp(&events[*right].account));
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Deltas, EventKind, GrantKind};
+
+    fn event(seq: u64, deltas: &[(u64, i64)], debt_delta: i64) -> Event {
+        Event {
+            account: AccountId::parse("a").unwrap(),
+            seq,
+            at: 1,
+            kind: EventKind::Settled,
+            charged: Credits::ZERO,
+            written_off: Credits::ZERO,
+            forfeited: Credits::ZERO,
+            debt_delta,
+            change: 0,
+            deltas: deltas.iter().map(|(id, micro)| Delta { grant: GrantId(*id), micro: *micro }).collect::<Deltas>(),
+            record: None,
+            usage: Bytes::new(),
+        }
+    }
+
+    fn rows(remaining: i64) -> Rows {
+        let grant = GrantRows { id: GrantId(1), amount: 100, remaining, frozen: false, changed: false };
+        Rows { balance: remaining, applied_change: 1, grants: vec![grant], ..Rows::default() }
+    }
+
+    #[test]
+    fn what_a_grant_cannot_pay_is_owed() {
+        let (mut rows, mut letters) = (rows(30), Vec::new());
+        assert!(rows.apply(&event(1, &[(1, -50)], 0), &mut letters));
+        assert_eq!((rows.balance, rows.debt, rows.grants[0].remaining), (0, 20, 0));
+        assert_eq!(letters.len(), 1);
+        assert_eq!(letters[0].reason, Reason::Misfit);
+    }
+
+    #[test]
+    fn credits_do_not_come_from_nowhere() {
+        let (mut rows, mut letters) = (rows(90), Vec::new());
+        rows.apply(&event(1, &[(1, 50)], -5), &mut letters);
+        assert_eq!((rows.balance, rows.debt), (100, 0));
+        rows.apply(&event(2, &[(7, 50), (8, -3)], 0), &mut letters);
+        assert_eq!((rows.balance, rows.debt), (100, 3));
+        let reasons: Vec<Reason> = letters.iter().map(|letter| letter.reason).collect();
+        assert_eq!(reasons, [Reason::Misfit, Reason::Misfit, Reason::UnknownGrant, Reason::UnknownGrant]);
+    }
+
+    #[test]
+    fn absurd_amounts_are_cut() {
+        let (mut rows, mut letters) = (rows(90), Vec::new());
+        rows.apply(&event(1, &[(1, i64::MIN)], i64::MAX), &mut letters);
+        rows.apply(&event(2, &[(1, i64::MAX)], i64::MIN), &mut letters);
+        assert_eq!((rows.balance, rows.debt, rows.seq), (100, 0, 2));
+    }
+
+    #[test]
+    fn repeats_change_nothing_and_holes_are_told() {
+        let (mut rows, mut letters) = (rows(90), Vec::new());
+        assert!(rows.apply(&event(1, &[(1, -10)], 0), &mut letters));
+        assert!(!rows.apply(&event(1, &[(1, -10)], 0), &mut letters));
+        assert!(rows.apply(&event(3, &[(1, -10)], 0), &mut letters));
+        assert_eq!((rows.balance, rows.seq), (70, 3));
+        let reasons: Vec<Reason> = letters.iter().map(|letter| letter.reason).collect();
+        assert_eq!(reasons, [Reason::Repeat, Reason::Hole]);
+    }
+
+    #[test]
+    fn changes_take_effect_with_their_event() {
+        let (mut rows, mut letters) = (rows(90), Vec::new());
+        rows.changes = vec![
+            (2, Change::Grant { kind: GrantKind::Topup, amount_micro: 7, expires_at: 0 }),
+            (3, Change::Freeze { scope: Scope::Grant { grant: GrantId(1) } }),
+            (4, Change::Freeze { scope: Scope::Account }),
+        ];
+        rows.apply(&Event { change: 2, ..event(1, &[], 0) }, &mut letters);
+        assert_eq!((rows.balance, rows.granted, rows.applied_change, rows.frozen), (97, 7, 2, false));
+        // The event of change 3 is missing: it was applied all the same.
+        rows.apply(&Event { change: 4, ..event(2, &[], 0) }, &mut letters);
+        assert!(rows.frozen && rows.grants[0].frozen && letters.is_empty());
+        rows.apply(&Event { change: 9, ..event(3, &[], 0) }, &mut letters);
+        assert_eq!((rows.applied_change, letters[0].reason), (4, Reason::UnknownChange));
+    }
+}

@@ -1,0 +1,50 @@
+//! The schema's steps, compiled into the program. Forward only: a step that was released is never edited.
+
+use refinery::{Migration, Runner};
+
+use super::{StoreError, StoreResult};
+
+type Step = (&'static str, &'static str);
+
+pub(super) const SQLITE: &[Step] = &[("V1__foundation", include_str!("../../migrations/sqlite/V1__foundation.sql"))];
+
+/// Where refinery keeps what was applied.
+pub(super) const HISTORY_TABLE: &str = "refinery_schema_history";
+
+fn known(steps: &[Step]) -> StoreResult<Vec<Migration>> {
+    steps.iter().map(|(name, sql)| Migration::unapplied(name, sql)).collect::<Result<_, _>>().map_err(failed)
+}
+
+pub(super) fn runner(steps: &[Step]) -> StoreResult<Runner> {
+    Ok(Runner::new(&known(steps)?))
+}
+
+/// How many steps are still to be taken. An error where the store has steps that this program does not know.
+pub(super) fn pending(steps: &[Step], applied: &[Migration]) -> StoreResult<usize> {
+    let known = known(steps)?;
+    for migration in applied {
+        let Some(ours) = known.iter().find(|candidate| candidate.version() == migration.version()) else {
+            let newest = known.iter().map(Migration::version).max().unwrap_or_default();
+            return Err(StoreError::Schema(format!(
+                "the store's schema has version {}, this program knows versions up to {newest}: start a newer program",
+                migration.version(),
+            )));
+        };
+        if ours != migration {
+            return Err(StoreError::Schema(format!("step {migration} of the store's schema is not this program's")));
+        }
+    }
+    Ok(known.len() - applied.len())
+}
+
+/// For a program that was told not to migrate.
+pub(super) fn require_none_pending(pending: usize) -> StoreResult<()> {
+    if pending == 0 {
+        return Ok(());
+    }
+    Err(StoreError::Schema(format!("the store's schema lacks {pending} steps: run `faregate migrate`")))
+}
+
+pub(super) fn failed(error: refinery::Error) -> StoreError {
+    StoreError::Schema(format!("a migration failed: {error}"))
+}

@@ -1,0 +1,333 @@
+//! The ledger's events become rows, each exactly once: the cursor moves in the same transaction.
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, ToSql, Transaction, TransactionBehavior, params};
+use uuid::Uuid;
+
+use super::super::common::{self, UsageColumns, bits, int, uint};
+use super::super::effects::{self, GrantRows, Letter, Reason, Rows};
+use super::super::{Cursor, FlushBatch, Flushed, Page, PageRequest, StoreError, StoreResult, UsageRow};
+use super::{accounts, failed};
+use crate::credits::Credits;
+use crate::ledger::{AccountId, Event, GrantId};
+use crate::usage::Usage;
+
+pub(super) fn cursor(tx: &Transaction<'_>, shard: u32) -> StoreResult<Cursor> {
+    let select = "SELECT epoch, counter FROM ledger_cursors WHERE shard = ?1";
+    let read = |row: &Row<'_>| Ok(Cursor { epoch: uint(row.get(0)?), counter: uint(row.get(1)?) });
+    let found = tx.prepare_cached(select).and_then(|mut statement| statement.query_row([shard], read).optional());
+    Ok(found.map_err(failed)?.unwrap_or_default())
+}
+
+pub(super) fn raise_epoch(tx: &Transaction<'_>, shard: u32, from: Cursor) -> StoreResult<Cursor> {
+    if cursor(tx, shard)? != from {
+        return Err(StoreError::CursorMoved);
+    }
+    let raised = Cursor { epoch: from.epoch + 1, counter: 0 };
+    set_cursor(tx, shard, raised)?;
+    Ok(raised)
+}
+
+fn set_cursor(tx: &Transaction<'_>, shard: u32, cursor: Cursor) -> StoreResult<()> {
+    let upsert = "INSERT INTO ledger_cursors (shard, epoch, counter) VALUES (?1, ?2, ?3)
+        ON CONFLICT (shard) DO UPDATE SET epoch = excluded.epoch, counter = excluded.counter";
+    execute(tx, upsert, params![shard, int(cursor.epoch), int(cursor.counter)])
+}
+
+/// Tries the whole batch at once. Only where the store refuses a row is it done again, event by event, so that one
+/// poisoned event never stops those behind it.
+pub(super) fn flush(connection: &mut Connection, batch: &FlushBatch) -> StoreResult<Flushed> {
+    match flush_once(connection, batch, false) {
+        Err(StoreError::Conflict(reason)) => {
+            tracing::warn!(shard = batch.shard, reason, "a batch is flushed event by event");
+            flush_once(connection, batch, true)
+        }
+        done => done,
+    }
+}
+
+fn flush_once(connection: &mut Connection, batch: &FlushBatch, carefully: bool) -> StoreResult<Flushed> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+    if cursor(&tx, batch.shard)? != batch.from || batch.to < batch.from.counter {
+        return Err(StoreError::CursorMoved);
+    }
+    let mut flush = Flush { tx: &tx, now: int(common::now()), usage_rows: 0, letters: Vec::new() };
+    if carefully {
+        flush.each(&batch.events)?
+    } else {
+        flush.grouped(&batch.events)?
+    }
+    flush.sessions(batch)?;
+    flush.records(batch)?;
+    flush.write_letters(batch)?;
+    let flushed = Flushed { usage_rows: flush.usage_rows, dead_letters: flush.letters.len() as u64 };
+    set_cursor(&tx, batch.shard, Cursor { epoch: batch.from.epoch, counter: batch.to })?;
+    tx.commit().map_err(failed)?;
+    Ok(flushed)
+}
+
+struct Flush<'a> {
+    tx: &'a Transaction<'a>,
+    now: i64,
+    usage_rows: u64,
+    letters: Vec<Letter>,
+}
+
+impl Flush<'_> {
+    fn grouped(&mut self, events: &[Event]) -> StoreResult<()> {
+        let order = effects::by_account(events);
+        let mut wanted = Vec::new();
+        for group in order.chunk_by(|left, right| events[*left].account == events[*right].account) {
+            let group: Vec<&Event> = group.iter().map(|index| &events[*index]).collect();
+            wanted.clear();
+            self.effects(&group, &mut wanted)?;
+            for event in &wanted {
+                self.usage(event)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every event's effect and its usage row within a savepoint of its own.
+    fn each(&mut self, events: &[Event]) -> StoreResult<()> {
+        for event in events {
+            let mut wanted = Vec::new();
+            let refused = self.guarded(|flush| flush.effects(&[event], &mut wanted))?;
+            let refused = match refused {
+                None if wanted.is_empty() => None,
+                None => self.guarded(|flush| flush.usage(event))?,
+                refused => refused,
+            };
+            if let Some(reason) = refused {
+                self.letters.push(Letter::new(event, Reason::Refused, reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes `work` where the store refuses its rows, and answers why.
+    fn guarded(&mut self, work: impl FnOnce(&mut Self) -> StoreResult<()>) -> StoreResult<Option<String>> {
+        let (letters, usage_rows) = (self.letters.len(), self.usage_rows);
+        execute(self.tx, "SAVEPOINT event", [])?;
+        let refused = match work(self) {
+            Ok(()) => None,
+            Err(StoreError::Conflict(reason)) => {
+                self.letters.truncate(letters);
+                self.usage_rows = usage_rows;
+                execute(self.tx, "ROLLBACK TO event", [])?;
+                Some(reason)
+            }
+            Err(error) => return Err(error),
+        };
+        execute(self.tx, "RELEASE event", [])?;
+        Ok(refused)
+    }
+
+    /// Applies the events of one account. `wanted` receives those whose usage is to be written.
+    fn effects<'e>(&mut self, events: &[&'e Event], wanted: &mut Vec<&'e Event>) -> StoreResult<()> {
+        let Some(account) = events.first().map(|event| &event.account) else { return Ok(()) };
+        let Some(mut rows) = self.load(account, events)? else {
+            let unknown = events.iter().map(|event| Letter::new(event, Reason::UnknownAccount, ""));
+            self.letters.extend(unknown);
+            return Ok(());
+        };
+        let before = rows.applied_change;
+        for event in events {
+            if rows.apply(event, &mut self.letters) && !event.usage.is_empty() {
+                wanted.push(event);
+            }
+        }
+        self.save(account, &rows, before)
+    }
+
+    fn load(&self, account: &AccountId, events: &[&Event]) -> StoreResult<Option<Rows>> {
+        let select = "SELECT seq, balance, debt, frozen, granted, charged, written_off, forfeited, applied_change
+            FROM credits WHERE user_id = ?1";
+        let read = |row: &Row<'_>| {
+            Ok(Rows {
+                seq: uint(row.get(0)?),
+                balance: row.get(1)?,
+                debt: row.get(2)?,
+                frozen: row.get(3)?,
+                granted: row.get(4)?,
+                charged: row.get(5)?,
+                written_off: row.get(6)?,
+                forfeited: row.get(7)?,
+                applied_change: uint(row.get(8)?),
+                ..Rows::default()
+            })
+        };
+        let found = self.statement(select)?.query_row([account.as_str()], read).optional().map_err(failed)?;
+        let Some(mut rows) = found else { return Ok(None) };
+        let newest = events.iter().map(|event| event.change).max().unwrap_or(0);
+        if newest > rows.applied_change {
+            rows.changes = accounts::changes_between(self.tx, account, rows.applied_change, newest)?;
+        }
+        let mut select =
+            self.statement("SELECT amount, remaining, frozen FROM credit_grants WHERE user_id = ?1 AND id = ?2")?;
+        for id in rows.grants_touched(events.iter().copied()) {
+            let read = |row: &Row<'_>| read_grant(id, row);
+            let found = select.query_row(params![account.as_str(), int(id.0)], read).optional().map_err(failed)?;
+            rows.grants.extend(found);
+        }
+        Ok(Some(rows))
+    }
+
+    fn save(&self, account: &AccountId, rows: &Rows, before: u64) -> StoreResult<()> {
+        let account = account.as_str();
+        let update = "UPDATE credits SET seq = ?2, balance = ?3, debt = ?4, frozen = ?5, granted = ?6, charged = ?7,
+            written_off = ?8, forfeited = ?9, applied_change = ?10 WHERE user_id = ?1";
+        let (seq, change) = (int(rows.seq), int(rows.applied_change));
+        let row = params![
+            account,
+            seq,
+            rows.balance,
+            rows.debt,
+            rows.frozen,
+            rows.granted,
+            rows.charged,
+            rows.written_off,
+            rows.forfeited,
+            change,
+        ];
+        execute(self.tx, update, row)?;
+        let update = "UPDATE credit_grants SET amount = ?3, remaining = ?4, frozen = ?5 WHERE user_id = ?1 AND id = ?2";
+        for grant in rows.grants.iter().filter(|grant| grant.changed) {
+            execute(self.tx, update, params![account, int(grant.id.0), grant.amount, grant.remaining, grant.frozen])?;
+        }
+        if rows.applied_change > before {
+            let update = "UPDATE credit_changes SET applied = 1 WHERE user_id = ?1 AND number > ?2 AND number <= ?3";
+            execute(self.tx, update, params![account, int(before), change])?;
+        }
+        Ok(())
+    }
+
+    fn usage(&mut self, event: &Event) -> StoreResult<()> {
+        let columns = match UsageColumns::read(event) {
+            Ok(Some(columns)) => columns,
+            Ok(None) => return Ok(()),
+            Err(reason) => {
+                self.letters.push(Letter::new(event, Reason::UnreadableUsage, reason));
+                return Ok(());
+            }
+        };
+        let insert = "INSERT INTO usage_logs (user_id, seq, request_id, client_request_id, key_id, route, upstream,
+            model, status, charged, input_tokens, cached_tokens, output_tokens, estimated, streamed, latency_ms,
+            created_at, settled_at, reason)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
+            ON CONFLICT (request_id) DO NOTHING";
+        let usage = &columns.usage;
+        let row = params![
+            event.account.as_str(),
+            int(event.seq),
+            usage.request_id.as_bytes(),
+            usage.client_request_id,
+            usage.key_id,
+            usage.route,
+            usage.upstream,
+            usage.model,
+            usage.status,
+            event.charged.micro(),
+            columns.input_tokens,
+            columns.cached_tokens,
+            columns.output_tokens,
+            usage.estimated,
+            usage.streamed,
+            columns.latency_ms,
+            int(columns.created_at),
+            int(event.at),
+            usage.reason,
+        ];
+        if self.statement(insert)?.execute(row).map_err(failed)? == 0 {
+            self.letters.push(Letter::new(event, Reason::DuplicateRequest, usage.request_id));
+        } else {
+            self.usage_rows += 1;
+        }
+        Ok(())
+    }
+
+    fn sessions(&self, batch: &FlushBatch) -> StoreResult<()> {
+        let upsert = "INSERT INTO ledger_sessions (shard, session, batch, seen_at) VALUES (?1, ?2, ?3, ?4)
+            ON CONFLICT (shard, session) DO UPDATE SET batch = max(batch, excluded.batch), seen_at = excluded.seen_at";
+        for (session, number) in &batch.sessions {
+            execute(self.tx, upsert, params![batch.shard, bits(*session), int(*number), self.now])?;
+        }
+        Ok(())
+    }
+
+    fn records(&mut self, batch: &FlushBatch) -> StoreResult<()> {
+        let upsert = "INSERT INTO ledger_records (id, user_id, held, until, state)
+            SELECT ?1, user_id, ?3, ?4, ?5 FROM credits WHERE user_id = ?2
+            ON CONFLICT (id) DO UPDATE SET held = excluded.held, until = excluded.until, state = excluded.state
+            WHERE user_id = excluded.user_id";
+        for (account, record) in &batch.records {
+            let state = common::write_record(record)?;
+            let row =
+                params![record.id.0.as_bytes(), account.as_str(), record.held.is_some(), int(record.until), state];
+            execute(self.tx, upsert, row)?;
+        }
+        Ok(())
+    }
+
+    fn write_letters(&self, batch: &FlushBatch) -> StoreResult<()> {
+        let insert = "INSERT INTO dead_letters (at, shard, epoch, user_id, seq, reason, detail, event, usage)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+        for letter in &self.letters {
+            let (account, reason) = (letter.account.as_str(), letter.reason.name());
+            tracing::error!(account, seq = letter.seq, reason, "an event went to the dead letters");
+            let (epoch, seq) = (int(batch.from.epoch), int(letter.seq));
+            let (detail, event, usage) = (&letter.detail, &letter.event, &letter.usage[..]);
+            let row = params![self.now, batch.shard, epoch, account, seq, reason, detail, event, usage];
+            execute(self.tx, insert, row)?;
+        }
+        Ok(())
+    }
+
+    fn statement(&self, sql: &str) -> StoreResult<CachedStatement<'_>> {
+        self.tx.prepare_cached(sql).map_err(failed)
+    }
+}
+
+fn execute(tx: &Transaction<'_>, sql: &str, row: impl rusqlite::Params) -> StoreResult<()> {
+    tx.prepare_cached(sql).and_then(|mut statement| statement.execute(row)).map_err(failed)?;
+    Ok(())
+}
+
+fn read_grant(id: GrantId, row: &Row<'_>) -> rusqlite::Result<GrantRows> {
+    Ok(GrantRows { id, amount: row.get(0)?, remaining: row.get(1)?, frozen: row.get(2)?, changed: false })
+}
+
+pub(super) fn usage(tx: &Transaction<'_>, account: &AccountId, page: &PageRequest) -> StoreResult<Page<UsageRow>> {
+    let slice = common::slice(page)?;
+    let select = "SELECT seq, charged, request_id, client_request_id, key_id, route, upstream, model, status,
+        input_tokens, cached_tokens, output_tokens, estimated, streamed, latency_ms, created_at, reason
+        FROM usage_logs WHERE user_id = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3";
+    let before = common::position(&slice)?;
+    let mut statement = tx.prepare_cached(select).map_err(failed)?;
+    let values: [&dyn ToSql; 3] = [&account.as_str(), &before, &slice.rows];
+    let rows = statement.query_map(values, |row| read_usage(account, row)).map_err(failed)?;
+    let found: Vec<UsageRow> = rows.collect::<Result<_, _>>().map_err(failed)?;
+    Ok(common::page(found, &slice, |row| row.seq.to_string()))
+}
+
+fn read_usage(account: &AccountId, row: &Row<'_>) -> rusqlite::Result<UsageRow> {
+    let number = |column: usize| row.get::<_, i64>(column).map(uint);
+    let usage = Usage {
+        request_id: Uuid::from_bytes(row.get(2)?),
+        client_request_id: row.get(3)?,
+        key_id: row.get(4)?,
+        route: row.get(5)?,
+        upstream: row.get(6)?,
+        model: row.get(7)?,
+        status: row.get(8)?,
+        input_tokens: number(9)?,
+        cached_tokens: number(10)?,
+        output_tokens: number(11)?,
+        estimated: row.get(12)?,
+        streamed: row.get(13)?,
+        latency_ms: number(14)?,
+        created_at_ms: number(15)? / 1_000,
+        reason: row.get(16)?,
+    };
+    let charged = Credits::saturating_from_micro(i128::from(row.get::<_, i64>(1)?));
+    Ok(UsageRow { account: account.clone(), seq: number(0)?, charged, usage })
+}
