@@ -39,11 +39,13 @@ pub struct InvalidAccountId;
 
 impl AccountId {
     pub fn parse(text: &str) -> Result<AccountId, InvalidAccountId> {
+        if Self::is_valid(text) { Ok(AccountId(text.into())) } else { Err(InvalidAccountId) }
+    }
+
+    /// Whether [`AccountId::parse`] would take it.
+    pub fn is_valid(text: &str) -> bool {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._@:+-".contains(&byte);
-        if text.is_empty() || text.len() > 128 || !text.bytes().all(allowed) {
-            return Err(InvalidAccountId);
-        }
-        Ok(AccountId(text.into()))
+        (1..=128).contains(&text.len()) && text.bytes().all(allowed) && text != "." && text != ".."
     }
 
     pub fn as_str(&self) -> &str {
