@@ -1,0 +1,421 @@
+//! From headers to a principal: out of the cache on the hot path, out of the store once a minute.
+//!
+//! What is cached is void as soon as the key or the user it was made from changes: at once on the replica where that
+//! happens, within [`POLL_INTERVAL`] on the others. While the store is away, callers that are cached go on until
+//! [`PRINCIPAL_TTL`] has passed, and nobody new gets in: a key cannot be revoked then either, except by a store that only
+//! this replica fails to reach, and for that case the time is the bound.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use http::HeaderMap;
+use sha2::{Digest, Sha256};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::credentials::Credentials;
+use super::keys::{self, KeyHash};
+use super::marks::{Mark, Marks};
+use super::principal::{AuthError, Principal, SharedPrincipal};
+use crate::config::Config;
+use crate::credits::Credits;
+use crate::ledger::{AccountId, Limits};
+use crate::store::{IdentityChange, KeyKind, NewUser, SharedStore, StoreError, User, UserStatus};
+use crate::telemetry::Metrics;
+
+/// How often a replica asks what changed; revocation is promised within a second.
+pub const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// How long a caller is known without asking the store again.
+pub const PRINCIPAL_TTL: Duration = Duration::from_secs(60);
+/// How long a refusal is remembered.
+pub const REFUSAL_TTL: Duration = Duration::from_secs(10);
+const MAX_PRINCIPALS: u64 = 100_000;
+/// Apart from the principals, so that a flood of made-up keys pushes nobody out.
+pub const MAX_REFUSALS: u64 = 10_000;
+/// Look-ups in the store at the same time, at most; equal ones wait for each other.
+const FLIGHTS: usize = 64;
+/// After so long without an answer to its polls a replica says so in its log.
+const BLIND_AFTER: Duration = Duration::from_secs(5);
+/// The credits of a user this young may still be on their way into the ledger.
+const FRESH_USER: Duration = Duration::from_secs(10);
+
+/// Makes the credits of a new user live, before their first request asks for them.
+#[async_trait]
+pub trait Onboard: Send + Sync + 'static {
+    /// Failing is no harm: the change is stored, and pushed again later.
+    async fn onboard(&self, account: &AccountId);
+}
+
+/// Knows callers by their keys.
+pub struct Identity {
+    store: SharedStore,
+    metrics: Metrics,
+    plans: HashMap<String, PlanTerms>,
+    service: ServiceTerms,
+    onboard: Option<Arc<dyn Onboard>>,
+    look_up_timeout: Duration,
+    found: moka::sync::Cache<KeyHash, Arc<Entry<Found>>>,
+    refused: moka::sync::Cache<KeyHash, Arc<Entry<AuthError>>>,
+    key_marks: Marks<KeyHash>,
+    user_marks: Marks<AccountId>,
+    key_flights: Vec<Mutex<()>>,
+    user_flights: Vec<Mutex<()>>,
+    /// Nothing is cached before the first poll told where to go on from.
+    watching: AtomicBool,
+    /// Raised when everything cached is void.
+    generation: AtomicU64,
+}
+
+#[derive(Clone)]
+struct PlanTerms {
+    name: Arc<str>,
+    limits: Limits,
+}
+
+struct ServiceTerms {
+    create_users: bool,
+    plan: String,
+    signup_credits: Credits,
+}
+
+/// What the cache holds, and what makes it void.
+struct Entry<T> {
+    value: T,
+    generation: u64,
+    key_mark: Arc<Mark>,
+    user_mark: Option<Arc<Mark>>,
+}
+
+#[derive(Clone)]
+enum Found {
+    Principal(SharedPrincipal),
+    /// A service key by itself, before it names a user.
+    ServiceKey(Arc<str>),
+}
+
+/// What a look-up needs to know before it reads the store, so that a change in between is noticed.
+struct Watch {
+    generation: u64,
+    key_mark: Arc<Mark>,
+    user_mark: Option<Arc<Mark>>,
+}
+
+impl Identity {
+    pub fn new(
+        store: SharedStore,
+        config: &Config,
+        metrics: Metrics,
+        onboard: Option<Arc<dyn Onboard>>,
+    ) -> Arc<Identity> {
+        let terms = |(name, plan): (&String, &crate::config::Plan)| {
+            (name.clone(), PlanTerms { name: name.as_str().into(), limits: plan.limits() })
+        };
+        let service_plan = config.plans.get(&config.service_keys.plan);
+        let flights = || (0..FLIGHTS).map(|_| Mutex::new(())).collect();
+        Arc::new(Identity {
+            store,
+            metrics,
+            plans: config.plans.iter().map(terms).collect(),
+            service: ServiceTerms {
+                create_users: config.service_keys.create_users,
+                plan: config.service_keys.plan.clone(),
+                signup_credits: service_plan.map_or(Credits::ZERO, |plan| plan.signup_credits),
+            },
+            onboard,
+            look_up_timeout: Duration::from_millis(config.store.timeout_ms),
+            found: moka::sync::Cache::builder().max_capacity(MAX_PRINCIPALS).time_to_live(PRINCIPAL_TTL).build(),
+            refused: moka::sync::Cache::builder().max_capacity(MAX_REFUSALS).time_to_live(REFUSAL_TTL).build(),
+            key_marks: Marks::new(),
+            user_marks: Marks::new(),
+            key_flights: flights(),
+            user_flights: flights(),
+            watching: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+        })
+    }
+
+    /// The hot path: what is known without asking anybody. `None`: call [`Identity::authenticate`].
+    pub fn cached(&self, headers: &HeaderMap) -> Option<Result<SharedPrincipal, AuthError>> {
+        match Credentials::read(headers) {
+            Ok(credentials) => self.principal_known(&digest(&credentials)),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Who sends this. A frozen account gets in: the ledger refuses what it may not do.
+    pub async fn authenticate(&self, headers: &HeaderMap) -> Result<SharedPrincipal, AuthError> {
+        let credentials = Credentials::read(headers)?;
+        let digest = digest(&credentials);
+        if let Some(known) = self.principal_known(&digest) {
+            return known;
+        }
+        let looked_up = async {
+            match credentials.kind {
+                KeyKind::Service => self.acting_user(&credentials, &digest).await,
+                KeyKind::Live | KeyKind::Test => self.key_owner(&digest).await,
+            }
+        };
+        tokio::time::timeout(self.look_up_timeout, looked_up).await.unwrap_or_else(|_| {
+            self.count("error");
+            Err(AuthError::Unavailable)
+        })
+    }
+
+    /// Drops what was made from this key, on this replica, now.
+    pub fn forget_key(&self, hash: &KeyHash) {
+        self.key_marks.spoil(hash);
+    }
+
+    /// Drops what was made from this user, on this replica, now.
+    pub fn forget_user(&self, user: &AccountId) {
+        self.user_marks.spoil(user);
+    }
+
+    /// Follows what happens to keys and users, on whichever replica, until `stop`.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut since = None;
+        let mut heard = Instant::now();
+        let mut blind = false;
+        while !stop.is_cancelled() {
+            match self.store.identity_changes(since.unwrap_or(0)).await {
+                Ok((number, changes)) => {
+                    self.follow(since, number, &changes);
+                    since = Some(number);
+                    heard = Instant::now();
+                    if blind {
+                        tracing::info!("changes of keys and users are followed again");
+                    }
+                    blind = false;
+                }
+                Err(error) if !blind && heard.elapsed() >= BLIND_AFTER => {
+                    blind = true;
+                    tracing::warn!(%error, "changes of keys and users cannot be followed; known callers go on until their time is up");
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    fn follow(&self, since: Option<u64>, number: u64, changes: &[IdentityChange]) {
+        // Asked with 0 the store tells no changes, so whatever came after nothing must be taken for everything.
+        if since == Some(0) && number > 0 {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+        for change in changes {
+            match change {
+                IdentityChange::Key { hash } => self.forget_key(hash),
+                IdentityChange::User { id } => self.forget_user(id),
+            }
+        }
+        self.watching.store(true, Ordering::Release);
+    }
+
+    /// The owner of a live or test key; `digest` is the key's hash.
+    async fn key_owner(&self, digest: &KeyHash) -> Result<SharedPrincipal, AuthError> {
+        let _flight = self.key_flights[slot(digest)].lock().await;
+        if let Some(known) = self.principal_known(digest) {
+            return known;
+        }
+        let mut watch = self.watch(digest);
+        let looked_up = self.look_up_owner(digest, &mut watch).await;
+        self.remember(digest, looked_up.clone().map(Found::Principal), watch);
+        looked_up
+    }
+
+    async fn look_up_owner(&self, hash: &KeyHash, watch: &mut Watch) -> Result<SharedPrincipal, AuthError> {
+        let key = self.live_key(hash).await?;
+        let id = key.user.ok_or(AuthError::Invalid)?;
+        watch.user_mark = Some(self.user_marks.mark(id.clone()));
+        let user = self.store.user(&id).await.map_err(|error| self.away(&error))?.ok_or(AuthError::Invalid)?;
+        self.principal(user, key.id.into(), key.kind)
+    }
+
+    /// The user that a service key names; `digest` stands for the two together.
+    async fn acting_user(&self, credentials: &Credentials<'_>, digest: &KeyHash) -> Result<SharedPrincipal, AuthError> {
+        let hash = keys::hash(credentials.key);
+        let key_id = self.service_key(&hash).await?;
+        let user = AccountId::parse(credentials.user).map_err(|_| AuthError::NoUser)?;
+        let _flight = self.user_flights[slot(digest)].lock().await;
+        if let Some(known) = self.principal_known(digest) {
+            return known;
+        }
+        let mut watch = self.watch(&hash);
+        watch.user_mark = Some(self.user_marks.mark(user.clone()));
+        let looked_up = match self.user_or_new(&user).await {
+            Ok(user) => self.principal(user, key_id, KeyKind::Service),
+            Err(error) => Err(error),
+        };
+        self.remember(digest, looked_up.clone().map(Found::Principal), watch);
+        looked_up
+    }
+
+    async fn service_key(&self, hash: &KeyHash) -> Result<Arc<str>, AuthError> {
+        let known = || match self.known(hash)? {
+            Ok(Found::ServiceKey(id)) => Some(Ok(id)),
+            Ok(Found::Principal(_)) => None,
+            Err(error) => Some(Err(error)),
+        };
+        if let Some(known) = known() {
+            return known;
+        }
+        let _flight = self.key_flights[slot(hash)].lock().await;
+        if let Some(known) = known() {
+            return known;
+        }
+        let watch = self.watch(hash);
+        let looked_up = self.live_key(hash).await.and_then(|key| match key.kind {
+            KeyKind::Service => Ok(Arc::<str>::from(key.id)),
+            KeyKind::Live | KeyKind::Test => Err(AuthError::Invalid),
+        });
+        self.remember(hash, looked_up.clone().map(Found::ServiceKey), watch);
+        looked_up
+    }
+
+    async fn live_key(&self, hash: &KeyHash) -> Result<crate::store::KeyRow, AuthError> {
+        let key = self.store.key_by_hash(hash).await.map_err(|error| self.away(&error))?;
+        self.count(if key.is_some() { "found" } else { "unknown" });
+        match key {
+            Some(key) if key.revoked_at.is_some() => Err(AuthError::Revoked),
+            Some(key) => Ok(key),
+            None => Err(AuthError::Invalid),
+        }
+    }
+
+    async fn user_or_new(&self, id: &AccountId) -> Result<User, AuthError> {
+        if let Some(user) = self.store.user(id).await.map_err(|error| self.away(&error))? {
+            if age(&user) < FRESH_USER {
+                self.onboarded(id).await;
+            }
+            return Ok(user);
+        }
+        if !self.service.create_users {
+            return Err(AuthError::UnknownUser);
+        }
+        let new = NewUser {
+            id: id.clone(),
+            email: None,
+            plan: self.service.plan.clone(),
+            signup_credits: self.service.signup_credits,
+        };
+        let user = match self.store.create_user(new).await {
+            Ok(user) => user,
+            // Another replica was quicker.
+            Err(StoreError::Conflict(_)) => {
+                self.store.user(id).await.map_err(|error| self.away(&error))?.ok_or(AuthError::Unavailable)?
+            }
+            Err(error) => return Err(self.away(&error)),
+        };
+        self.onboarded(id).await;
+        Ok(user)
+    }
+
+    async fn onboarded(&self, id: &AccountId) {
+        if let Some(onboard) = &self.onboard {
+            onboard.onboard(id).await;
+        }
+    }
+
+    fn principal(&self, user: User, key_id: Arc<str>, kind: KeyKind) -> Result<SharedPrincipal, AuthError> {
+        if user.status == UserStatus::Closed {
+            return Err(AuthError::Closed);
+        }
+        let PlanTerms { name, limits } = self.plan_terms(&user.plan);
+        Ok(Arc::new(Principal { account: user.id, plan: name, limits, key_id, kind }))
+    }
+
+    /// A plan that left the configuration has the limits of the service keys' plan, not none.
+    fn plan_terms(&self, plan: &str) -> PlanTerms {
+        if let Some(terms) = self.plans.get(plan) {
+            return terms.clone();
+        }
+        tracing::warn!(plan, "a user's plan is not configured");
+        let limits = self.plans.get(&self.service.plan).map_or_else(Limits::default, |terms| terms.limits);
+        PlanTerms { name: plan.into(), limits }
+    }
+
+    fn principal_known(&self, digest: &KeyHash) -> Option<Result<SharedPrincipal, AuthError>> {
+        match self.known(digest)? {
+            Ok(Found::Principal(principal)) => Some(Ok(principal)),
+            Ok(Found::ServiceKey(_)) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn known(&self, digest: &KeyHash) -> Option<Result<Found, AuthError>> {
+        let generation = self.generation.load(Ordering::Acquire);
+        if let Some(entry) = self.found.get(digest).filter(|entry| entry.stands(generation)) {
+            return Some(Ok(entry.value.clone()));
+        }
+        self.refused.get(digest).filter(|entry| entry.stands(generation)).map(|entry| Err(entry.value))
+    }
+
+    fn watch(&self, key: &KeyHash) -> Watch {
+        let generation = self.generation.load(Ordering::Acquire);
+        Watch { generation, key_mark: self.key_marks.mark(*key), user_mark: None }
+    }
+
+    fn remember(&self, digest: &KeyHash, looked_up: Result<Found, AuthError>, watch: Watch) {
+        if !self.watching.load(Ordering::Acquire) {
+            return;
+        }
+        let Watch { generation, key_mark, user_mark } = watch;
+        match looked_up {
+            Ok(value) => self.found.insert(*digest, Arc::new(Entry { value, generation, key_mark, user_mark })),
+            Err(AuthError::Unavailable) => {}
+            Err(value) => self.refused.insert(*digest, Arc::new(Entry { value, generation, key_mark, user_mark })),
+        }
+    }
+
+    fn away(&self, error: &StoreError) -> AuthError {
+        self.count("error");
+        tracing::warn!(%error, "a caller cannot be looked up");
+        AuthError::Unavailable
+    }
+
+    fn count(&self, result: &str) {
+        self.metrics.key_lookups.with_label_values(&[result]).inc();
+    }
+}
+
+impl<T> Entry<T> {
+    fn stands(&self, generation: u64) -> bool {
+        self.generation == generation
+            && !self.key_mark.is_spoiled()
+            && !self.user_mark.as_ref().is_some_and(|mark| mark.is_spoiled())
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Identity").field("principals", &self.found.entry_count()).finish_non_exhaustive()
+    }
+}
+
+/// The key's hash; for a service key a hash of key and user together (a key contains no zero byte).
+fn digest(credentials: &Credentials<'_>) -> KeyHash {
+    if credentials.user.is_empty() {
+        return keys::hash(credentials.key);
+    }
+    let mut hasher = Sha256::new();
+    hasher.update(credentials.key.as_bytes());
+    hasher.update([0]);
+    hasher.update(credentials.user.as_bytes());
+    hasher.finalize().into()
+}
+
+fn slot(digest: &KeyHash) -> usize {
+    usize::from(digest[0]) % FLIGHTS
+}
+
+fn age(user: &User) -> Duration {
+    let now = jiff::Timestamp::now().as_microsecond();
+    let created = i64::try_from(user.created_at).unwrap_or(i64::MAX);
+    Duration::from_micros(u64::try_from(now.saturating_sub(created)).unwrap_or(0))
+}
