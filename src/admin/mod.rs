@@ -1,1 +1,152 @@
-//! The operator's API, on the admin listener.
+//! The operator's API, on the admin listener: `/admin/v1/…` by bearer token; metrics and health open to whoever gets
+//! there (the listener is on loopback unless told otherwise).
+
+mod freeze;
+mod grants;
+mod health;
+mod keys;
+mod users;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use http::request::Parts;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tokio_util::task::TaskTracker;
+
+use crate::api::frame;
+use crate::api::problem::Problem;
+use crate::config::{Config, Secret};
+use crate::identity::principal::AuthError;
+use crate::identity::{Identity, Onboard};
+use crate::ledger::{AccountId, SharedLedger};
+use crate::store::{SharedStore, User};
+use crate::telemetry::Metrics;
+
+/// Who is named in the audit log and as the maker of changes.
+const OPERATOR: &str = "operator";
+
+/// What the operator's API works with.
+pub struct AdminParts {
+    pub store: SharedStore,
+    /// The control plane's way to the ledger.
+    pub ledger: SharedLedger,
+    /// Makes stored changes live.
+    pub pusher: Arc<dyn Onboard>,
+    pub identity: Arc<Identity>,
+    pub config: Arc<Config>,
+    pub metrics: Metrics,
+    /// Whoever sends it is the operator.
+    pub token: Secret,
+    /// Whether a route can take requests: one has an upstream, and the gateway is not draining.
+    pub routes_ready: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Owns work that goes on when its caller hangs up; waited for at shutdown.
+    pub tasks: TaskTracker,
+}
+
+pub(crate) struct Admin {
+    store: SharedStore,
+    ledger: SharedLedger,
+    pusher: Arc<dyn Onboard>,
+    identity: Arc<Identity>,
+    config: Arc<Config>,
+    metrics: Metrics,
+    token: [u8; 32],
+    routes_ready: Arc<dyn Fn() -> bool + Send + Sync>,
+    tasks: TaskTracker,
+}
+
+pub fn router(parts: AdminParts) -> Router {
+    let frame =
+        frame::Frame { timeout: Duration::from_millis(parts.config.api.timeout_ms), metrics: parts.metrics.clone() };
+    let max_body = parts.config.api.max_body_bytes;
+    let admin = Arc::new(Admin {
+        store: parts.store,
+        ledger: parts.ledger,
+        pusher: parts.pusher,
+        identity: parts.identity,
+        config: parts.config,
+        metrics: parts.metrics,
+        token: Sha256::digest(parts.token.reveal().as_bytes()).into(),
+        routes_ready: parts.routes_ready,
+        tasks: parts.tasks,
+    });
+    let operator = Router::new()
+        .route("/users", post(users::create).get(users::list))
+        .route("/users/{id}", get(users::show))
+        .route("/users/{id}/grants", post(grants::create).get(grants::list))
+        .route("/users/{id}/keys", post(keys::create).get(keys::list))
+        .route("/users/{id}/keys/{key}", delete(keys::revoke))
+        .route("/users/{id}/freeze", post(freeze::freeze).delete(freeze::unfreeze))
+        .route("/users/{id}/usage", get(users::usage))
+        .route("/keys", post(keys::create_service).get(keys::list_service))
+        .route("/keys/{key}", delete(keys::revoke_service))
+        .fallback(frame::not_found)
+        .layer(from_fn_with_state(admin.clone(), operator_only));
+    Router::new()
+        .nest("/admin/v1", operator)
+        .route("/metrics", get(health::metrics))
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .fallback(frame::not_found)
+        .method_not_allowed_fallback(frame::method_not_allowed)
+        .layer(DefaultBodyLimit::max(max_body))
+        .layer(from_fn_with_state(frame, frame::frame))
+        .with_state(admin)
+}
+
+/// Lets in who sends the token; everybody else learns nothing, not even which paths there are.
+async fn operator_only(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+    match token_of(request.headers()) {
+        None => Problem::from(AuthError::Missing).into_response(),
+        // Digests are compared, so that not even the length of the token shows in the time it takes.
+        Some(token) if bool::from(Sha256::digest(token.as_bytes()).as_slice().ct_eq(&admin.token)) => {
+            next.run(request).await
+        }
+        Some(_) => Problem::from(AuthError::Invalid).into_response(),
+    }
+}
+
+fn token_of(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// The user that the path names, who exists.
+pub(crate) struct Named(pub(crate) User);
+
+impl FromRequestParts<Arc<Admin>> for Named {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &Arc<Admin>) -> Result<Named, Problem> {
+        let unknown = || Problem::not_found("there is no such user");
+        let Path(params) =
+            Path::<Vec<(String, String)>>::from_request_parts(parts, admin).await.map_err(|_| unknown())?;
+        let id = params.into_iter().find(|(name, _)| name == "id").map(|(_, id)| id).ok_or_else(unknown)?;
+        let id = AccountId::parse(&id).map_err(|_| unknown())?;
+        admin.store.user(&id).await?.map(Named).ok_or_else(unknown)
+    }
+}
+
+impl Admin {
+    /// Makes an account's stored changes live. Whether some are still on their way.
+    async fn pending(&self, account: &AccountId) -> bool {
+        let wait = Duration::from_millis(self.config.ledger.reserve_timeout_ms);
+        !tokio::time::timeout(wait, self.pusher.push(account)).await.unwrap_or(false)
+    }
+
+    /// Notes what the operator did. What is done stays done where it cannot be noted, and the log says so.
+    async fn audit(&self, action: &str, account: Option<&AccountId>, detail: &str) {
+        if let Err(error) = self.store.audit(OPERATOR, action, account, detail).await {
+            tracing::error!(%error, action, detail, "an operator's action could not be written to the audit log");
+        }
+    }
+}

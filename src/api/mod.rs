@@ -1,1 +1,121 @@
 //! The control plane: what users and the product's backend ask, on the main listener.
+
+pub mod cors;
+pub mod credits;
+pub mod extract;
+pub mod frame;
+pub mod idempotency;
+pub mod problem;
+pub mod types;
+pub mod usage;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, FromRequestParts};
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use http::request::Parts;
+use tokio_util::task::TaskTracker;
+
+use self::problem::Problem;
+use crate::config::Config;
+use crate::identity::Identity;
+use crate::identity::principal::SharedPrincipal;
+use crate::ledger::{AccountId, Act, Answer, Op, SharedLedger};
+use crate::store::SharedStore;
+use crate::telemetry::Metrics;
+
+/// What the API works with.
+pub struct ApiParts {
+    pub store: SharedStore,
+    /// The control plane's way to the ledger.
+    pub ledger: SharedLedger,
+    pub identity: Arc<Identity>,
+    pub config: Arc<Config>,
+    pub metrics: Metrics,
+    /// Owns work that goes on when its caller hangs up; waited for at shutdown.
+    pub tasks: TaskTracker,
+}
+
+pub(crate) struct Api {
+    store: SharedStore,
+    ledger: SharedLedger,
+    identity: Arc<Identity>,
+    config: Arc<Config>,
+    tasks: TaskTracker,
+    balances: credits::Balances,
+}
+
+/// The API under `config.api.prefix`, with a problem for every path that is not there.
+pub fn router(parts: ApiParts) -> Router {
+    let ApiParts { store, ledger, identity, config, metrics, tasks } = parts;
+    let cors = Arc::new(cors::Origins::new(&config.cors));
+    let frame = frame::Frame { timeout: Duration::from_millis(config.api.timeout_ms), metrics };
+    let (prefix, max_body) = (config.api.prefix.trim_end_matches('/').to_owned(), config.api.max_body_bytes);
+    let api = Arc::new(Api { store, ledger, identity, config, tasks, balances: credits::Balances::new() });
+    let routes = Router::new()
+        .route("/credits/check", get(credits::check))
+        .route("/credits/deduct", post(credits::deduct))
+        .route("/credits/reserve", post(credits::reserve))
+        .route("/credits/settle", post(credits::settle))
+        .route("/credits/release", post(credits::release))
+        .route("/usage", get(usage::list));
+    let routes = if prefix.is_empty() { routes } else { Router::new().nest(&prefix, routes) };
+    routes
+        .fallback(frame::not_found)
+        .method_not_allowed_fallback(frame::method_not_allowed)
+        .layer(DefaultBodyLimit::max(max_body))
+        .layer(from_fn_with_state(cors, cors::cors))
+        .layer(from_fn_with_state(frame, frame::frame))
+        .with_state(api)
+}
+
+/// The authenticated caller.
+pub(crate) struct Caller(pub(crate) SharedPrincipal);
+
+impl FromRequestParts<Arc<Api>> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Caller, Problem> {
+        if let Some(known) = api.identity.cached(&parts.headers) {
+            return Ok(Caller(known?));
+        }
+        Ok(Caller(api.identity.authenticate(&parts.headers).await?))
+    }
+}
+
+/// Asks the ledger, for as long as a request may wait for it.
+pub(crate) async fn ask(
+    ledger: &SharedLedger,
+    config: &Config,
+    account: &AccountId,
+    act: Act,
+) -> Result<Answer, Problem> {
+    let reply = ledger.submit(Op { account: account.clone(), act });
+    let wait = Duration::from_millis(config.ledger.reserve_timeout_ms);
+    let answer = tokio::time::timeout(wait, reply).await.unwrap_or(Err(crate::ledger::LedgerError::Unavailable));
+    answer.map_err(Problem::from)
+}
+
+/// The problems that any operation can meet; what else an answer means is its caller's to say.
+pub(crate) fn refused(answer: Answer, account: &AccountId) -> Problem {
+    match answer {
+        Answer::Frozen => Problem::frozen(),
+        Answer::NotLoaded => Problem::not_found("the account does not exist"),
+        Answer::UnknownHold => Problem::unknown_hold(),
+        Answer::Finished(kept) => Problem::finished(kept),
+        Answer::Mismatch => Problem::key_reused(),
+        Answer::TooLarge => Problem::bad_request("the account cannot hold so much"),
+        Answer::Backlogged => Problem::unavailable("the ledger takes no new work"),
+        Answer::Unreadable => {
+            tracing::error!(%account, "the ledger cannot read this account");
+            Problem::internal()
+        }
+        other => {
+            tracing::error!(%account, answer = ?other, "the ledger answered what was not asked");
+            Problem::internal()
+        }
+    }
+}

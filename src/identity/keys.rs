@@ -146,7 +146,9 @@ mod tests {
         let shorter = &text[..text.len() - 1];
         let upper = text.to_uppercase();
         let other_kind = text.replace("live", "test");
-        for garbage in ["", "fg_live_", "sk-abc", "fg_srv_é", "fg_live_éééééééééééééééé", &longer, shorter, &upper, &other_kind] {
+        for garbage in
+            ["", "fg_live_", "sk-abc", "fg_srv_é", "fg_live_éééééééééééééééé", &longer, shorter, &upper, &other_kind]
+        {
             assert_eq!(parse(garbage), None, "{garbage:?}");
         }
     }

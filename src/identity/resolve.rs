@@ -42,11 +42,12 @@ const BLIND_AFTER: Duration = Duration::from_secs(5);
 /// The credits of a user this young may still be on their way into the ledger.
 const FRESH_USER: Duration = Duration::from_secs(10);
 
-/// Makes the credits of a new user live, before their first request asks for them.
+/// Brings an account's stored billing changes into the ledger: a new user's credits are live before their first request
+/// asks for them, a grant's when the operator has the answer.
 #[async_trait]
 pub trait Onboard: Send + Sync + 'static {
-    /// Failing is no harm: the change is stored, and pushed again later.
-    async fn onboard(&self, account: &AccountId);
+    /// Whether all that is stored is live now. Where it is not, nothing is lost: it is pushed again later.
+    async fn push(&self, account: &AccountId) -> bool;
 }
 
 /// Knows callers by their keys.
@@ -318,7 +319,7 @@ impl Identity {
 
     async fn onboarded(&self, id: &AccountId) {
         if let Some(onboard) = &self.onboard {
-            onboard.onboard(id).await;
+            onboard.push(id).await;
         }
     }
 

@@ -1,0 +1,267 @@
+//! Credits for the product's own backend: look, deduct, and hold for later.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Extension, State};
+use axum::response::Response;
+use http::StatusCode;
+use uuid::Uuid;
+
+use super::extract::{IdempotencyKey, Json, json};
+use super::frame::{ClientRequestId, RequestId};
+use super::idempotency::{Created, Once, fingerprint, once, record_key, replayed};
+use super::problem::Problem;
+use super::types::{Amount, Charged, Check, Deduct, Held, Release, Released, Reserve, Settle, Text, Time};
+use super::{Api, Caller, ask, refused};
+use crate::config::{Config, Plan};
+use crate::credits::Credits;
+use crate::identity::principal::Principal;
+use crate::ledger::{AccountId, Act, Answer, Balance, GrantKind, Kept, RecordId, RecordKey, SharedLedger};
+use crate::usage::Usage;
+
+/// A shown balance is at most a second old; the rest of the second is for the way.
+const SHOWN_FOR: Duration = Duration::from_millis(900);
+const MAX_SHOWN: u64 = 100_000;
+/// How long a hold stands that names no time.
+const HOLD_SECONDS: u64 = 15 * 60;
+const MAX_HOLD_SECONDS: u64 = 24 * 3600;
+/// The name of the API among the routes of usage rows.
+const ROUTE: &str = "api";
+
+/// Balances as they were less than a second ago: to be shown, never to admit.
+pub(crate) struct Balances {
+    shown: moka::future::Cache<AccountId, Arc<Balance>>,
+}
+
+impl Balances {
+    pub(crate) fn new() -> Balances {
+        Balances { shown: moka::future::Cache::builder().max_capacity(MAX_SHOWN).time_to_live(SHOWN_FOR).build() }
+    }
+}
+
+/// The balance as the ledger has it now.
+pub(crate) async fn balance(ledger: &SharedLedger, config: &Config, account: &AccountId) -> Result<Balance, Problem> {
+    match ask(ledger, config, account, Act::Balance).await? {
+        Answer::Balance(balance) => Ok(balance),
+        other => Err(refused(other, account)),
+    }
+}
+
+pub(crate) async fn check(State(api): State<Arc<Api>>, Caller(principal): Caller) -> Result<Response, Problem> {
+    let account = &principal.account;
+    let load = async { balance(&api.ledger, &api.config, account).await.map(Arc::new) };
+    let balance = match api.balances.shown.get(account).await {
+        Some(shown) => shown,
+        // Several at once for one account ask once.
+        None => match api.balances.shown.try_get_with(account.clone(), load).await {
+            Ok(balance) => balance,
+            Err(problem) => return Err(Problem::clone(&problem)),
+        },
+    };
+    let plan = api.config.plans.get(&*principal.plan);
+    Ok(json(StatusCode::OK, &shown(&balance, &principal.plan, plan)))
+}
+
+fn shown(balance: &Balance, plan: &str, terms: Option<&Plan>) -> Check {
+    let plan_ends = balance.grants.iter().filter(|grant| grant.kind == GrantKind::Plan && grant.expires_at > 0);
+    Check {
+        available: balance.available,
+        held: balance.held,
+        debt: balance.debt,
+        plan: plan.to_owned(),
+        low: balance.available < low_below(terms),
+        resets_at: plan_ends.map(|grant| grant.expires_at).min().map(Time::from_micros),
+    }
+}
+
+/// A tenth of what the plan gives, and never less than the price of a message.
+fn low_below(terms: Option<&Plan>) -> Credits {
+    let given = terms.map_or(Credits::ZERO, |plan| plan.signup_credits);
+    Credits::saturating_from_micro(i128::from(given.micro() / 10)).max(Credits::whole(1))
+}
+
+pub(crate) async fn deduct(
+    State(api): State<Arc<Api>>,
+    Caller(principal): Caller,
+    IdempotencyKey(key): IdempotencyKey,
+    Extension(request_id): Extension<RequestId>,
+    Extension(client_id): Extension<ClientRequestId>,
+    Json(body): Json<Deduct>,
+) -> Result<Response, Problem> {
+    let account = &principal.account;
+    let Deduct { amount: Amount(amount), reason } = body;
+    let reason = reason.map(|Text(reason)| reason);
+    let print = fingerprint(&[&amount.to_string(), reason.as_deref().unwrap_or_default()]);
+    let record = key.map(|key| record_key("deduct", account, &key, print));
+    let usage = usage(&principal, request_id, client_id, reason).encode();
+    let answer = ask(&api.ledger, &api.config, account, Act::Charge { actual: amount, must: false, usage, record });
+    let answer = answer.await?;
+    api.balances.shown.invalidate(account).await;
+    match answer {
+        Answer::Settled { charged, available } => Ok(json(StatusCode::OK, &Charged { charged, available })),
+        Answer::Repeated(Kept::Charged { charged_micro, available_micro }) => {
+            let body = Charged { charged: credits(charged_micro), available: credits(available_micro) };
+            Ok(replayed(json(StatusCode::OK, &body)))
+        }
+        Answer::Insufficient { available, held } => Err(Problem::insufficient(amount, available, held)),
+        other => Err(refused(other, account)),
+    }
+}
+
+pub(crate) async fn reserve(
+    State(api): State<Arc<Api>>,
+    Caller(principal): Caller,
+    IdempotencyKey(key): IdempotencyKey,
+    Json(body): Json<Reserve>,
+) -> Result<Response, Problem> {
+    let account = &principal.account;
+    let Reserve { amount: Amount(amount), expires_in } = body;
+    let seconds = expires_in.unwrap_or(HOLD_SECONDS);
+    if !(1..=MAX_HOLD_SECONDS).contains(&seconds) {
+        return Err(Problem::bad_request(format!("expires_in is 1 to {MAX_HOLD_SECONDS} seconds")));
+    }
+    let print = fingerprint(&[&amount.to_string(), &seconds.to_string()]);
+    let record = match key {
+        Some(key) => record_key("reserve", account, &key, print),
+        None => RecordKey { id: RecordId(Uuid::now_v7()), fingerprint: print },
+    };
+    let act = Act::Hold { record, amount, expires_in_us: seconds * 1_000_000 };
+    let answer = ask(&api.ledger, &api.config, account, act).await?;
+    api.balances.shown.invalidate(account).await;
+    let made = |held, available, expires_at| {
+        let body = Held { id: record.id.0, held, available, expires_at: Time::from_micros(expires_at) };
+        json(StatusCode::CREATED, &body)
+    };
+    match answer {
+        Answer::Held { held, available, expires_at } => Ok(made(held, available, expires_at)),
+        Answer::Repeated(Kept::Held { held_micro, available_micro, expires_at }) => {
+            Ok(replayed(made(credits(held_micro), credits(available_micro), expires_at)))
+        }
+        // The same request again, but its hold has ended since: to answer with it would promise what is gone.
+        Answer::Repeated(kept) => Err(Problem::finished(kept)),
+        Answer::Insufficient { available, held } => Err(Problem::insufficient(amount, available, held)),
+        other => Err(refused(other, account)),
+    }
+}
+
+pub(crate) async fn settle(
+    State(api): State<Arc<Api>>,
+    Caller(principal): Caller,
+    IdempotencyKey(key): IdempotencyKey,
+    Extension(request_id): Extension<RequestId>,
+    Extension(client_id): Extension<ClientRequestId>,
+    Json(body): Json<Settle>,
+) -> Result<Response, Problem> {
+    let Settle { id, amount: Amount(amount), reason } = body;
+    let reason = reason.map(|Text(reason)| reason);
+    let record = hold_id(&id)?;
+    let print = fingerprint(&[&record.0.to_string(), &amount.to_string(), reason.as_deref().unwrap_or_default()]);
+    let usage = usage(&principal, request_id, client_id, reason).encode();
+    let act = Act::SettleHold { record, actual: amount, usage };
+    let once_ = Once { scope: format!("settle {}", principal.account), key, fingerprint: print };
+    let (store, tasks) = (api.store.clone(), api.tasks.clone());
+    let work = async move {
+        let account = &principal.account;
+        let answer = ask(&api.ledger, &api.config, account, act).await?;
+        api.balances.shown.invalidate(account).await;
+        match answer {
+            Answer::Settled { charged, available } => Created::new(StatusCode::OK, &Charged { charged, available }),
+            Answer::Insufficient { available, held } => Err(Problem::insufficient(amount, available, held)),
+            other => Err(refused(other, account)),
+        }
+    };
+    once(store, &tasks, once_, work).await
+}
+
+pub(crate) async fn release(
+    State(api): State<Arc<Api>>,
+    Caller(principal): Caller,
+    IdempotencyKey(key): IdempotencyKey,
+    Json(body): Json<Release>,
+) -> Result<Response, Problem> {
+    let record = hold_id(&body.id)?;
+    let print = fingerprint(&[&record.0.to_string()]);
+    let once_ = Once { scope: format!("release {}", principal.account), key, fingerprint: print };
+    let (store, tasks) = (api.store.clone(), api.tasks.clone());
+    let work = async move {
+        let account = &principal.account;
+        let act = Act::ReleaseHold { record, expired_only: false };
+        let answer = ask(&api.ledger, &api.config, account, act).await?;
+        api.balances.shown.invalidate(account).await;
+        match answer {
+            Answer::Released { available } => Created::new(StatusCode::OK, &Released { available }),
+            other => Err(refused(other, account)),
+        }
+    };
+    once(store, &tasks, once_, work).await
+}
+
+fn hold_id(text: &str) -> Result<RecordId, Problem> {
+    Uuid::try_parse(text).map(RecordId).map_err(|_| Problem::unknown_hold())
+}
+
+fn credits(micro: i64) -> Credits {
+    Credits::saturating_from_micro(i128::from(micro))
+}
+
+fn usage(
+    principal: &Principal,
+    RequestId(request_id): RequestId,
+    ClientRequestId(client_request_id): ClientRequestId,
+    reason: Option<String>,
+) -> Usage {
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    Usage {
+        request_id,
+        client_request_id,
+        key_id: Some(principal.key_id.to_string()),
+        route: ROUTE.to_owned(),
+        status: StatusCode::OK.as_u16(),
+        created_at_ms: u64::try_from(now_ms).unwrap_or(0),
+        reason,
+        ..Usage::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{GrantId, GrantState};
+
+    fn with(available: &str, grants: Vec<GrantState>) -> Balance {
+        Balance {
+            available: available.parse().unwrap(),
+            held: Credits::ZERO,
+            debt: Credits::ZERO,
+            frozen: false,
+            seq: 1,
+            change: 1,
+            in_flight: 0,
+            grants,
+        }
+    }
+
+    #[test]
+    fn low_is_a_tenth_of_the_plan_or_one_message() {
+        let plan = Plan { signup_credits: Credits::whole(100), ..Plan::default() };
+        assert!(shown(&with("9.999999", vec![]), "pro", Some(&plan)).low);
+        assert!(!shown(&with("10", vec![]), "pro", Some(&plan)).low);
+        assert!(shown(&with("0.5", vec![]), "gone", None).low);
+        assert!(!shown(&with("1", vec![]), "gone", None).low);
+    }
+
+    #[test]
+    fn resets_when_the_plans_soonest_grant_ends() {
+        let grant =
+            |kind, expires_at| GrantState { id: GrantId(1), kind, remaining_micro: 1, expires_at, frozen: false };
+        let grants = vec![grant(GrantKind::Topup, 1), grant(GrantKind::Plan, 0), grant(GrantKind::Plan, 5_000_000)];
+        let check = shown(&with("1", grants), "pro", None);
+        assert_eq!(check.resets_at, Some(Time::from_micros(5_000_000)));
+        let text = serde_json::to_string(&check).unwrap();
+        assert_eq!(
+            text,
+            r#"{"available":1,"held":0,"debt":0,"plan":"pro","low":false,"resets_at":"1970-01-01T00:00:05Z"}"#
+        );
+    }
+}
