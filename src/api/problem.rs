@@ -189,7 +189,8 @@ impl From<StoreError> for Problem {
         match error {
             StoreError::Conflict(what) => Problem::conflict(what),
             StoreError::NotFound(what) => Problem::not_found(format!("{what} is not known")),
-            StoreError::CursorMoved | StoreError::Unavailable(_) => {
+            StoreError::Invalid(what) => Problem::bad_request(format!("{what} is not valid")),
+            StoreError::CursorMoved | StoreError::Schema(_) | StoreError::Unavailable(_) => {
                 tracing::warn!(%error, "the store does not answer");
                 Problem::unavailable("the store is out of reach")
             }

@@ -20,6 +20,7 @@ use super::credentials::Credentials;
 use super::keys::{self, KeyHash};
 use super::marks::{Mark, Marks};
 use super::principal::{AuthError, Principal, SharedPrincipal};
+use crate::bridge::Pusher;
 use crate::config::Config;
 use crate::credits::Credits;
 use crate::ledger::{AccountId, Limits};
@@ -48,6 +49,19 @@ const FRESH_USER: Duration = Duration::from_secs(10);
 pub trait Onboard: Send + Sync + 'static {
     /// Whether all that is stored is live now. Where it is not, nothing is lost: it is pushed again later.
     async fn push(&self, account: &AccountId) -> bool;
+}
+
+#[async_trait]
+impl Onboard for Pusher {
+    async fn push(&self, account: &AccountId) -> bool {
+        match Pusher::push(self, account).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%account, %error, "billing changes wait for the ledger");
+                false
+            }
+        }
+    }
 }
 
 /// Knows callers by their keys.
