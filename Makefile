@@ -1,0 +1,46 @@
+# Everything here runs from a fresh checkout. See README.md.
+CARGO ?= cargo
+
+.DEFAULT_GOAL := help
+.PHONY: help run build test torture test-clients bench bench-setup bench-micro fmt lint licences fuzz
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Starts the gateway with its demo upstream, a demo user and a key
+	$(CARGO) run --release
+
+build: ## The release binary
+	$(CARGO) build --release --locked
+
+test: ## Every test, against real servers of its own (installs them on Debian and Ubuntu)
+	scripts/setup-test.sh
+	$(CARGO) test --locked --workspace
+
+torture: ## The property tests of the ledger a million times over, and the fault tests again and again
+	scripts/setup-test.sh
+	scripts/torture.sh
+
+test-clients: ## The official OpenAI and Anthropic clients, Python and Node, against the gateway
+	scripts/test-clients.sh
+
+bench-setup: ## What `make bench` needs from Debian
+	scripts/install.sh nginx=nginx-light wrk=wrk curl=curl redis-server=redis-server pgrep=procps \
+	  /usr/lib/nginx/modules/ngx_http_lua_module.so=libnginx-mod-http-lua /usr/share/lua/5.1/nginx/redis.lua=lua-nginx-redis
+
+bench: ## Faregate against nginx on this machine, in one run: throughput, latency, CPU a request
+	benches/compare.sh
+
+bench-micro: ## The hot path's parts, alone
+	$(CARGO) bench --locked --bench hot_path
+
+fmt: ## Formats the code
+	$(CARGO) fmt --all
+
+lint: ## Formatting, clippy, scripts
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	scripts/lint-scripts.sh
+
+licences: ## That every dependency's licence is one we may use; advisories where a database is at hand
+	scripts/check-licences.sh

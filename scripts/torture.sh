@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The long form of the tests: a million random sequences against the ledgers, and the faults over and over.
+# TORTURE_SEQUENCES (1000000), TORTURE_ROUNDS (10). A failure prints its seed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export FAREGATE_PROPERTY_CASES=${TORTURE_SEQUENCES:-1000000}
+cargo test --locked --test it ledger_props:: -- --nocapture
+for ((round = 1; round <= ${TORTURE_ROUNDS:-10}; round++)); do
+  echo "faults, round $round"
+  cargo test --locked --test it faults::
+done
