@@ -12,7 +12,7 @@ pub(super) struct Facts {
     pub(super) debt: i64,
     /// Of all grants, applied or not. The ledger has at most this.
     pub(super) remaining: i64,
-    /// The amount of the grant that the change names, if there is one.
+    /// How much the grant that the change names can have been at most, if there is one.
     pub(super) named: Option<i64>,
 }
 
@@ -41,6 +41,14 @@ pub(super) fn names_grant(change: &Change) -> Option<GrantId> {
             Some(*grant)
         }
         Change::Grant { .. } | Change::Freeze { .. } | Change::Unfreeze { .. } => None,
+    }
+}
+
+/// The amount of a grant; of a rollover that the ledger has not applied yet, its cap.
+pub(super) fn most(amount: i64, change: &Change, applied: bool) -> i64 {
+    match change {
+        Change::Rollover { cap_micro, .. } if !applied => *cap_micro,
+        _ => amount,
     }
 }
 

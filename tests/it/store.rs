@@ -2,10 +2,7 @@
 //!
 //! Each test gets an empty, migrated store. What a test injects or looks at below the trait goes through [`Under::sql`].
 
-#![allow(dead_code, unused_imports, reason = "the suite grows with the next landing")]
-
 use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use faregate::config;
@@ -43,27 +40,46 @@ impl Under {
         self.store = store::open(&self.settings, self.dir.path()).await.unwrap();
     }
 
-    fn file(&self) -> std::path::PathBuf {
-        self.dir.path().join(store::SQLITE_FILE)
+    /// Another store of the same kind, empty and not migrated.
+    async fn beside(&self) -> Under {
+        let (dir, settings) = (tempfile::tempdir().unwrap(), self.settings.clone());
+        let store = store::connect(&settings, dir.path()).await.unwrap();
+        Under { store, settings, dir }
     }
 
     /// Runs statements beside the store; the rows of the last one, columns joined by `|`.
     fn sql(&self, sql: &str) -> Vec<String> {
-        sqlite(&self.file(), sql)
+        self.try_sql(sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    fn try_sql(&self, sql: &str) -> Result<Vec<String>, String> {
+        sqlite(&self.dir.path().join(store::SQLITE_FILE), sql).map_err(|error| error.to_string())
     }
 
     fn number(&self, sql: &str) -> i64 {
         self.sql(sql).first().and_then(|row| row.parse().ok()).unwrap()
     }
+
+    /// From now on the store refuses usage of this model.
+    fn poison(&self, model: &str) {
+        self.sql(&format!(
+            "CREATE TRIGGER poison BEFORE INSERT ON usage_logs WHEN new.model = '{model}'
+                BEGIN SELECT RAISE(ABORT, 'poisoned'); END"
+        ));
+    }
+
+    /// Makes every row of a table older.
+    fn age(&self, table: &str, column: &str, seconds: u64) {
+        self.sql(&format!("UPDATE {table} SET {column} = {column} - {seconds} * 1000000"));
+    }
 }
 
-fn sqlite(file: &Path, sql: &str) -> Vec<String> {
+fn sqlite(file: &Path, sql: &str) -> rusqlite::Result<Vec<String>> {
     use rusqlite::types::ValueRef;
-    let connection = rusqlite::Connection::open(file).unwrap();
-    connection.busy_timeout(std::time::Duration::from_secs(5)).unwrap();
-    let (before, last) = sql.trim_end_matches(';').rsplit_once(";\n").unwrap_or(("", sql));
-    connection.execute_batch(before).unwrap();
-    let mut statement = connection.prepare(last).unwrap();
+    let connection = rusqlite::Connection::open(file)?;
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.execute_batch("PRAGMA foreign_keys = ON")?;
+    let mut statement = connection.prepare(sql)?;
     let columns = statement.column_count();
     let text = |value: ValueRef<'_>| match value {
         ValueRef::Null => String::new(),
@@ -72,23 +88,51 @@ fn sqlite(file: &Path, sql: &str) -> Vec<String> {
         ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned(),
         ValueRef::Blob(bytes) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
     };
-    let mut rows = statement.query([]).unwrap();
+    let mut rows = statement.query([])?;
     let mut found = Vec::new();
-    while let Some(row) = rows.next().unwrap() {
-        found.push((0..columns).map(|at| text(row.get_ref(at).unwrap())).collect::<Vec<_>>().join("|"));
+    while let Some(row) = rows.next()? {
+        let values: Vec<String> = (0..columns).map(|at| row.get_ref(at).map(text)).collect::<Result<_, _>>()?;
+        found.push(values.join("|"));
     }
-    found
+    Ok(found)
 }
 
 macro_rules! suite {
     ($($name:ident),* $(,)?) => {
         mod in_sqlite {
-            $(#[tokio::test] async fn $name() { super::$name(super::Under::sqlite().await).await; })*
+            $(#[tokio::test(flavor = "multi_thread")] async fn $name() { super::$name(super::Under::sqlite().await).await; })*
         }
     };
 }
 
-suite!(a_new_user_has_its_signup_credits);
+suite!(
+    a_new_user_has_its_signup_credits,
+    a_flush_is_written_exactly_once,
+    a_poisoned_event_stops_none_behind_it,
+    a_misfit_becomes_debt,
+    repeats_are_not_applied_and_holes_are_reported,
+    events_of_unknown_accounts_are_kept_as_dead_letters,
+    changes_are_numbered_without_gaps,
+    a_source_key_counts_once,
+    a_load_shows_what_is_flushed,
+    billing_changes_take_effect_with_their_events,
+    changes_that_the_ledger_could_not_apply_are_refused,
+    the_schema_refuses_what_must_not_be,
+    lists_come_in_pages,
+    usage_keeps_every_field,
+    a_revoked_key_is_told_to_every_replica,
+    a_frozen_user_is_told_to_every_replica,
+    keys_belong_to_users,
+    an_idempotency_key_answers_once,
+    records_and_sessions_are_kept,
+    a_new_epoch_begins_once,
+    reopening_keeps_everything,
+    migrating_twice_does_nothing,
+    a_newer_schema_is_refused,
+    pruning_removes_only_what_is_past,
+    concurrent_writers_never_deadlock,
+    a_closed_store_is_unavailable,
+);
 
 fn id(text: &str) -> AccountId {
     AccountId::parse(text).unwrap()
@@ -100,6 +144,80 @@ fn credits(micro: i64) -> Credits {
 
 fn new_user(name: &str, signup: u32) -> NewUser {
     NewUser { id: id(name), email: None, plan: "free".into(), signup_credits: Credits::whole(signup) }
+}
+
+fn change(account: &str, change: Change, source_key: &str) -> NewChange {
+    NewChange { account: id(account), change, source_key: source_key.into(), note: None, actor: "operator".into() }
+}
+
+fn grant(amount_micro: i64) -> Change {
+    Change::Grant { kind: GrantKind::Topup, amount_micro, expires_at: 0 }
+}
+
+fn event(account: &str, seq: u64) -> Event {
+    Event {
+        account: id(account),
+        seq,
+        at: 1_760_000_000_000_000 + seq,
+        kind: EventKind::Adjusted,
+        charged: Credits::ZERO,
+        written_off: Credits::ZERO,
+        forfeited: Credits::ZERO,
+        debt_delta: 0,
+        change: 0,
+        deltas: Default::default(),
+        record: None,
+        usage: Bytes::new(),
+    }
+}
+
+/// The event of an applied billing change.
+fn applied(account: &str, seq: u64, number: u64) -> Event {
+    Event { kind: EventKind::Granted, change: number, ..event(account, seq) }
+}
+
+/// A request settled from a grant.
+fn settled(account: &str, seq: u64, from: u64, micro: i64) -> Event {
+    let usage = Usage {
+        request_id: Uuid::now_v7(),
+        route: "chat".into(),
+        model: Some("m".into()),
+        status: 200,
+        created_at_ms: 1_760_000_000_000,
+        ..Usage::default()
+    };
+    Event {
+        kind: EventKind::Settled,
+        charged: credits(micro),
+        deltas: [Delta { grant: GrantId(from), micro: -micro }].into_iter().collect(),
+        usage: usage.encode(),
+        ..event(account, seq)
+    }
+}
+
+fn batch(from: u64, events: Vec<Event>) -> FlushBatch {
+    FlushBatch { from: Cursor { epoch: 0, counter: from }, to: from + 1, events, ..FlushBatch::default() }
+}
+
+fn dead(under: &Under) -> Vec<String> {
+    under.sql("SELECT user_id, seq, reason FROM dead_letters ORDER BY id")
+}
+
+/// Every account's books: what was granted, less what was used and written off, is what is there, less what is owed.
+fn assert_books(under: &Under) {
+    let wrong = under.sql(
+        "SELECT user_id FROM credits c WHERE granted - charged - written_off <> balance - debt OR balance <>
+            (SELECT coalesce(sum(remaining), 0) FROM credit_grants g
+            WHERE g.user_id = c.user_id AND g.id <= c.applied_change)",
+    );
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+/// A user with 5 credits in grant 1, applied by the ledger; the cursor stands at 1, the account at sequence 1.
+async fn funded(under: &Under, name: &str) {
+    under.store.create_user(new_user(name, 5)).await.unwrap();
+    let from = under.store.cursor(0).await.unwrap().counter;
+    under.store.flush(batch(from, vec![applied(name, 1, 1)])).await.unwrap();
 }
 
 async fn a_new_user_has_its_signup_credits(under: Under) {
@@ -123,4 +241,556 @@ async fn a_new_user_has_its_signup_credits(under: Under) {
     let waiting = store.unapplied_changes(10).await.unwrap();
     assert_eq!((waiting.len(), waiting[0].number), (1, 1));
     assert_eq!(store.load_account(&id("nobody")).await.unwrap(), None);
+    assert_eq!(store.create_user(new_user("poor", 0)).await.unwrap().id, id("poor"));
+    assert_eq!(store.grants(&id("poor")).await.unwrap(), []);
+}
+
+/// failures 22 (litellm#33872, #35531): what was taken off the queue is written, once, also when the flusher tries again.
+async fn a_flush_is_written_exactly_once(under: Under) {
+    funded(&under, "u").await;
+    let written = batch(1, vec![settled("u", 2, 1, 1_000_000), settled("u", 3, 1, 250_000)]);
+    let flushed = under.store.flush(written.clone()).await.unwrap();
+    assert_eq!(flushed, Flushed { usage_rows: 2, dead_letters: 0 });
+    assert!(matches!(under.store.flush(written).await, Err(StoreError::CursorMoved)));
+    let state = under.store.load_account(&id("u")).await.unwrap().unwrap();
+    assert_eq!((state.seq, state.change, state.grants[0].remaining_micro), (3, 1, 3_750_000));
+    assert_eq!(under.store.cursor(0).await.unwrap(), Cursor { epoch: 0, counter: 2 });
+    let page = under.store.usage(&id("u"), PageRequest::default()).await.unwrap();
+    assert_eq!(
+        page.data.iter().map(|row| (row.seq, row.charged.micro())).collect::<Vec<_>>(),
+        [(3, 250_000), (2, 1_000_000)]
+    );
+    assert_eq!(under.sql("SELECT balance, charged FROM credits"), ["3750000|1250000"]);
+    assert!(dead(&under).is_empty());
+    assert_books(&under);
+}
+
+/// failures 26 (autumn e0aaf6725): one row that cannot be written does not take the batch with it.
+async fn a_poisoned_event_stops_none_behind_it(under: Under) {
+    for name in ["a", "b"] {
+        funded(&under, name).await;
+    }
+    let good = settled("a", 2, 1, 10);
+    let duplicate = Event { usage: good.usage.clone(), ..settled("a", 3, 1, 20) };
+    let garbage = Event { usage: Bytes::from_static(b"\xc1 no usage"), ..settled("a", 4, 1, 30) };
+    let absurd = Usage { request_id: Uuid::now_v7(), output_tokens: u64::MAX, ..Usage::default() };
+    let absurd = Event { usage: absurd.encode(), ..settled("b", 2, 1, 40) };
+    let events = vec![good, duplicate, garbage, absurd, settled("b", 3, 1, 50)];
+    let flushed = under.store.flush(batch(2, events)).await.unwrap();
+    assert_eq!(flushed, Flushed { usage_rows: 2, dead_letters: 3 });
+    assert_eq!(dead(&under), ["a|3|duplicate_request", "a|4|unreadable_usage", "b|2|unreadable_usage"]);
+    assert_eq!(under.sql("SELECT balance FROM credits ORDER BY user_id"), ["4999940", "4999910"]);
+
+    // A row that the store itself refuses.
+    under.poison("poison");
+    let poisoned = Usage { request_id: Uuid::now_v7(), model: Some("poison".into()), ..Usage::default() };
+    let poisoned = Event { usage: poisoned.encode(), ..settled("a", 5, 1, 60) };
+    let events = vec![settled("b", 4, 1, 70), poisoned, settled("a", 6, 1, 80), settled("b", 5, 1, 90)];
+    let flushed = under.store.flush(batch(3, events)).await.unwrap();
+    assert_eq!(flushed, Flushed { usage_rows: 3, dead_letters: 1 });
+    assert_eq!(dead(&under).last().unwrap(), "a|5|refused");
+    assert_eq!(under.sql("SELECT balance, seq FROM credits ORDER BY user_id"), ["4999800|6", "4999750|5"]);
+    assert_books(&under);
+}
+
+async fn a_misfit_becomes_debt(under: Under) {
+    funded(&under, "u").await;
+    let events = vec![settled("u", 2, 1, 4_000_000), settled("u", 3, 1, 1_500_000)];
+    let flushed = under.store.flush(batch(1, events)).await.unwrap();
+    assert_eq!(flushed, Flushed { usage_rows: 2, dead_letters: 1 });
+    assert_eq!(dead(&under), ["u|3|misfit"]);
+    let state = under.store.load_account(&id("u")).await.unwrap().unwrap();
+    assert_eq!((state.debt_micro, state.grants.len()), (500_000, 0));
+    assert_books(&under);
+    // What the ledger never had cannot be drawn either, nor can more be paid back than is owed.
+    let mut ghost = settled("u", 4, 9, 7);
+    ghost.debt_delta = 0;
+    let paid = Event { debt_delta: -600_000, ..event("u", 5) };
+    under.store.flush(batch(2, vec![ghost, paid])).await.unwrap();
+    assert_eq!(dead(&under)[1..], ["u|4|unknown_grant", "u|5|misfit"]);
+    assert_eq!(under.store.load_account(&id("u")).await.unwrap().unwrap().debt_micro, 0);
+}
+
+async fn repeats_are_not_applied_and_holes_are_reported(under: Under) {
+    funded(&under, "u").await;
+    let first = settled("u", 2, 1, 10);
+    let events = vec![first.clone(), first, settled("u", 4, 1, 30)];
+    let flushed = under.store.flush(batch(1, events)).await.unwrap();
+    assert_eq!(flushed, Flushed { usage_rows: 2, dead_letters: 2 });
+    assert_eq!(dead(&under), ["u|2|repeat", "u|4|hole"]);
+    assert_eq!(under.sql("SELECT balance, seq FROM credits"), ["4999960|4"]);
+    assert_books(&under);
+}
+
+async fn events_of_unknown_accounts_are_kept_as_dead_letters(under: Under) {
+    funded(&under, "u").await;
+    let flushed = under.store.flush(batch(1, vec![settled("ghost", 1, 1, 5), settled("u", 2, 1, 5)])).await.unwrap();
+    assert_eq!(flushed, Flushed { usage_rows: 1, dead_letters: 1 });
+    let kept = under.sql("SELECT reason, event FROM dead_letters");
+    assert!(kept[0].starts_with("unknown_account|") && kept[0].contains("\"charged_micro\""), "{kept:?}");
+}
+
+async fn changes_are_numbered_without_gaps(under: Under) {
+    for name in ["a", "b"] {
+        under.store.create_user(new_user(name, 0)).await.unwrap();
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for index in 0..50 {
+        let store = under.store.clone();
+        let account = if index % 2 == 0 { "a" } else { "b" };
+        tasks.spawn(async move { store.add_change(change(account, grant(1), "")).await.unwrap() });
+    }
+    let mut numbers: Vec<(AccountId, u64)> =
+        tasks.join_all().await.into_iter().map(|row| (row.account, row.number)).collect();
+    numbers.sort();
+    let expected: Vec<(AccountId, u64)> =
+        ["a", "b"].iter().flat_map(|name| (1..=25).map(|number| (id(name), number))).collect();
+    assert_eq!(numbers, expected);
+    assert_eq!(under.store.changes_after(&id("a"), 20).await.unwrap().len(), 5);
+    let waiting = under.store.unapplied_changes(30).await.unwrap();
+    assert_eq!(waiting.len(), 30);
+    for name in ["a", "b"] {
+        let theirs: Vec<u64> = waiting.iter().filter(|row| row.account == id(name)).map(|row| row.number).collect();
+        assert!(theirs.is_sorted(), "{theirs:?}");
+    }
+}
+
+/// failures 30, 31 (opencode#28402, vm0#10668): the guard is in the transaction, so concurrent deliveries grant once.
+async fn a_source_key_counts_once(under: Under) {
+    for name in ["a", "b"] {
+        under.store.create_user(new_user(name, 0)).await.unwrap();
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let store = under.store.clone();
+        tasks.spawn(async move { store.add_change(change("a", grant(100), "invoice:1")).await.unwrap() });
+    }
+    let rows = tasks.join_all().await;
+    assert!(rows.iter().all(|row| row.number == 1));
+    assert_eq!(rows.iter().filter(|row| row.fresh).count(), 1);
+    assert_eq!(under.store.grants(&id("a")).await.unwrap().len(), 1);
+    let stolen = under.store.add_change(change("b", grant(100), "invoice:1")).await;
+    assert!(matches!(stolen, Err(StoreError::Conflict(_))), "{stolen:?}");
+    assert_eq!(under.store.add_change(change("a", grant(1), "")).await.unwrap().number, 2);
+}
+
+async fn a_load_shows_what_is_flushed(under: Under) {
+    funded(&under, "u").await;
+    under.store.add_change(change("u", grant(7), "second")).await.unwrap();
+    under.store.add_change(change("u", Change::Freeze { scope: Scope::Account }, "")).await.unwrap();
+    // The ledger has applied neither: it gets them as changes, not by loading.
+    let state = under.store.load_account(&id("u")).await.unwrap().unwrap();
+    assert_eq!((state.change, state.frozen), (1, false));
+    assert_eq!(state.grants.iter().map(|grant| grant.id.0).collect::<Vec<_>>(), [1]);
+    under.store.flush(batch(1, vec![applied("u", 2, 2)])).await.unwrap();
+    let state = under.store.load_account(&id("u")).await.unwrap().unwrap();
+    assert_eq!((state.seq, state.change, state.frozen, state.grants.len()), (2, 2, false, 2));
+    assert_eq!(under.store.unapplied_changes(10).await.unwrap().iter().map(|row| row.number).collect::<Vec<_>>(), [3]);
+    under.store.flush(batch(2, vec![applied("u", 3, 3)])).await.unwrap();
+    assert!(under.store.load_account(&id("u")).await.unwrap().unwrap().frozen);
+    assert!(under.store.unapplied_changes(10).await.unwrap().is_empty());
+    // A grant with nothing left is not loaded.
+    under.store.flush(batch(3, vec![settled("u", 4, 2, 7)])).await.unwrap();
+    assert_eq!(under.store.load_account(&id("u")).await.unwrap().unwrap().grants.len(), 1);
+    assert_books(&under);
+}
+
+async fn billing_changes_take_effect_with_their_events(under: Under) {
+    funded(&under, "u").await;
+    let scope = Scope::Grant { grant: GrantId(1) };
+    for wanted in [
+        Change::Freeze { scope },
+        Change::Unfreeze { scope },
+        Change::Rollover { from: GrantId(1), cap_micro: 2_000_000, kind: GrantKind::Plan, expires_at: 5_000_000 },
+        Change::Revoke { grant: GrantId(4), amount_micro: Some(500_000) },
+    ] {
+        under.store.add_change(change("u", wanted, "")).await.unwrap();
+    }
+    under.store.flush(batch(1, vec![applied("u", 2, 2)])).await.unwrap();
+    assert!(under.store.load_account(&id("u")).await.unwrap().unwrap().grants[0].frozen);
+    let delta = |grant, micro| Delta { grant: GrantId(grant), micro };
+    let rolled = Event {
+        written_off: credits(3_000_000),
+        deltas: [delta(1, -5_000_000), delta(4, 2_000_000)].into_iter().collect(),
+        ..applied("u", 4, 4)
+    };
+    let revoked = Event {
+        written_off: credits(500_000),
+        deltas: [delta(4, -500_000)].into_iter().collect(),
+        ..applied("u", 5, 5)
+    };
+    under.store.flush(batch(2, vec![applied("u", 3, 3), rolled, revoked])).await.unwrap();
+    let state = under.store.load_account(&id("u")).await.unwrap().unwrap();
+    assert_eq!(state.grants.len(), 1);
+    let left = &state.grants[0];
+    assert_eq!(
+        (left.id.0, left.remaining_micro, left.expires_at, left.kind),
+        (4, 1_500_000, 5_000_000, GrantKind::Plan)
+    );
+    assert_eq!(under.store.grants(&id("u")).await.unwrap()[0].amount, Credits::whole(2));
+    assert!(dead(&under).is_empty(), "{:?}", dead(&under));
+    assert_books(&under);
+}
+
+async fn changes_that_the_ledger_could_not_apply_are_refused(under: Under) {
+    funded(&under, "u").await;
+    let limit = Credits::INPUT_LIMIT.micro();
+    let refused = async |wanted: Change| under.store.add_change(change("u", wanted, "")).await.unwrap_err();
+    assert!(matches!(refused(grant(limit - 5_000_000 + 1)).await, StoreError::Conflict(_)));
+    assert!(matches!(refused(grant(0)).await, StoreError::Invalid(_)));
+    assert!(matches!(refused(grant(-1)).await, StoreError::Invalid(_)));
+    let revoke = |grant, amount_micro| Change::Revoke { grant: GrantId(grant), amount_micro };
+    assert!(matches!(refused(revoke(2, None)).await, StoreError::NotFound(_)));
+    assert!(matches!(refused(revoke(1, Some(5_000_001))).await, StoreError::Conflict(_)));
+    let frozen = Change::Freeze { scope: Scope::Grant { grant: GrantId(7) } };
+    assert!(matches!(refused(frozen).await, StoreError::NotFound(_)));
+    let nobody = under.store.add_change(change("nobody", grant(1), "")).await;
+    assert!(matches!(nobody, Err(StoreError::NotFound(_))), "{nobody:?}");
+    // Refused changes take no number, and what fits to the last micro-credit is accepted.
+    assert_eq!(under.store.add_change(change("u", grant(limit - 5_000_000), "")).await.unwrap().number, 2);
+    assert!(matches!(refused(grant(1)).await, StoreError::Conflict(_)));
+    assert_eq!(under.number("SELECT count(*) FROM audit_log WHERE action LIKE 'credits.%'"), 2);
+}
+
+async fn the_schema_refuses_what_must_not_be(under: Under) {
+    funded(&under, "u").await;
+    funded(&under, "v").await;
+    for forbidden in [
+        "UPDATE credit_grants SET remaining = -1",
+        "UPDATE credit_grants SET remaining = amount + 1",
+        "UPDATE credits SET debt = -1",
+        "UPDATE credit_changes SET source_key = 'same'",
+        "UPDATE credit_grants SET source_key = 'same'",
+        "DELETE FROM users",
+        "DELETE FROM credit_changes",
+        "UPDATE users SET status = 'gone'",
+        "INSERT INTO credits (user_id) VALUES ('nobody')",
+    ] {
+        assert!(under.try_sql(forbidden).is_err(), "{forbidden}");
+    }
+    assert_books(&under);
+}
+
+/// failures 27 (litellm#37007): no list is answered whole.
+async fn lists_come_in_pages(under: Under) {
+    for index in 0..7 {
+        under.store.create_user(new_user(&format!("u{index}"), 0)).await.unwrap();
+    }
+    let (mut seen, mut cursor) = (Vec::new(), None);
+    loop {
+        let page = under.store.users(PageRequest { limit: 3, cursor }).await.unwrap();
+        assert!(page.data.len() <= 3);
+        seen.extend(page.data.into_iter().map(|user| user.id.to_string()));
+        cursor = page.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, ["u0", "u1", "u2", "u3", "u4", "u5", "u6"]);
+
+    under.store.flush(batch(0, (1..=6).map(|seq| settled("u0", seq, 1, 0)).collect())).await.unwrap();
+    let first = under.store.usage(&id("u0"), PageRequest { limit: 4, cursor: None }).await.unwrap();
+    assert_eq!(first.data.iter().map(|row| row.seq).collect::<Vec<_>>(), [6, 5, 4, 3]);
+    // What is settled meanwhile does not shift the next page.
+    under.store.flush(batch(1, vec![settled("u0", 7, 1, 0)])).await.unwrap();
+    let second = under.store.usage(&id("u0"), PageRequest { limit: 4, cursor: first.next }).await.unwrap();
+    assert_eq!(second.data.iter().map(|row| row.seq).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(second.next, None);
+    for (limit, cursor) in [(0, None), (501, None), (5, Some("!".to_owned())), (5, Some("YWJj".to_owned()))] {
+        let answer = under.store.usage(&id("u0"), PageRequest { limit, cursor }).await;
+        assert!(matches!(answer, Err(StoreError::Invalid(_))), "{answer:?}");
+    }
+    assert!(under.store.usage(&id("nobody"), PageRequest::default()).await.unwrap().data.is_empty());
+}
+
+async fn usage_keeps_every_field(under: Under) {
+    funded(&under, "u").await;
+    let usage = Usage {
+        request_id: Uuid::now_v7(),
+        client_request_id: Some("theirs".into()),
+        key_id: Some("k1".into()),
+        route: "anthropic".into(),
+        upstream: Some("main".into()),
+        model: Some("claude".into()),
+        status: 499,
+        input_tokens: 1 << 40,
+        cached_tokens: 2,
+        output_tokens: 3,
+        estimated: true,
+        streamed: true,
+        latency_ms: 4,
+        created_at_ms: 1_760_000_000_123,
+        reason: Some("a reason".into()),
+    };
+    // A NUL and endless names come from clients and upstreams.
+    let hostile = Usage { request_id: Uuid::nil(), model: Some(format!("a\0{}", "x".repeat(5_000))), ..usage.clone() };
+    let row = |usage: &Usage, seq| Event { usage: usage.encode(), ..settled("u", seq, 1, 9) };
+    let events = vec![row(&usage, 2), row(&hostile, 3)];
+    let flushed = under.store.flush(batch(1, events)).await.unwrap();
+    assert_eq!(flushed, Flushed { usage_rows: 2, dead_letters: 0 });
+    let rows = under.store.usage(&id("u"), PageRequest::default()).await.unwrap().data;
+    assert_eq!(rows[1].usage, usage);
+    assert_eq!((rows[1].charged, rows[1].seq, &rows[1].account), (credits(9), 2, &id("u")));
+    assert!(rows[0].usage.model.as_ref().unwrap().len() < 600);
+}
+
+fn key(name: &str, user: Option<&str>) -> KeyRow {
+    let mut hash = [0; 32];
+    hash[..name.len()].copy_from_slice(name.as_bytes());
+    KeyRow {
+        id: name.into(),
+        hash,
+        prefix: "fg_live_abc".into(),
+        kind: if user.is_some() { KeyKind::Live } else { KeyKind::Service },
+        user: user.map(id),
+        name: "laptop".into(),
+        created_at: 1_760_000_000_000_000,
+        revoked_at: None,
+    }
+}
+
+async fn a_revoked_key_is_told_to_every_replica(under: Under) {
+    let store = &under.store;
+    store.create_user(new_user("u", 0)).await.unwrap();
+    store.create_key(key("k1", Some("u"))).await.unwrap();
+    store.create_key(key("k2", Some("u"))).await.unwrap();
+    let (start, changes) = store.identity_changes(0).await.unwrap();
+    assert!(start > 0 && changes.is_empty());
+    assert_eq!(store.identity_changes(start).await.unwrap(), (start, vec![]));
+    for stranger in [Some(id("v")), Some(id("u"))] {
+        let wrong = if stranger == Some(id("u")) { "k9" } else { "k1" };
+        assert!(matches!(store.revoke_key(stranger.as_ref(), wrong).await, Err(StoreError::NotFound(_))));
+    }
+    let revoked = store.revoke_key(Some(&id("u")), "k1").await.unwrap();
+    assert!(revoked.revoked_at.is_some());
+    assert_eq!(store.key_by_hash(&revoked.hash).await.unwrap(), Some(revoked.clone()));
+    let (next, changes) = store.identity_changes(start).await.unwrap();
+    assert_eq!((next > start, changes), (true, vec![IdentityChange::Key { hash: revoked.hash }]));
+    // Again: the same answer, and nothing to tell.
+    assert_eq!(store.revoke_key(None, "k1").await.unwrap(), revoked);
+    assert_eq!(store.identity_changes(next).await.unwrap(), (next, vec![]));
+    store.revoke_key(None, "k2").await.unwrap();
+    assert_eq!(store.identity_changes(start).await.unwrap().1.len(), 2);
+    assert_eq!(store.identity_changes(0).await.unwrap(), (store.identity_changes(next).await.unwrap().0, vec![]));
+}
+
+async fn a_frozen_user_is_told_to_every_replica(under: Under) {
+    funded(&under, "u").await;
+    let (start, _) = under.store.identity_changes(0).await.unwrap();
+    under.store.add_change(change("u", Change::Freeze { scope: Scope::Account }, "")).await.unwrap();
+    assert_eq!(under.store.user(&id("u")).await.unwrap().unwrap().status, UserStatus::Frozen);
+    let (next, changes) = under.store.identity_changes(start).await.unwrap();
+    assert_eq!(changes, [IdentityChange::User { id: id("u") }]);
+    under.store.add_change(change("u", Change::Unfreeze { scope: Scope::Account }, "")).await.unwrap();
+    assert_eq!(under.store.user(&id("u")).await.unwrap().unwrap().status, UserStatus::Active);
+    assert_eq!(under.store.identity_changes(next).await.unwrap().1.len(), 1);
+}
+
+async fn keys_belong_to_users(under: Under) {
+    let store = &under.store;
+    let orphan = store.create_key(key("k1", Some("nobody"))).await;
+    assert!(matches!(orphan, Err(StoreError::NotFound(_))), "{orphan:?}");
+    store.create_user(new_user("u", 0)).await.unwrap();
+    let (mine, service) = (key("k1", Some("u")), key("s1", None));
+    store.create_key(mine.clone()).await.unwrap();
+    store.create_key(service.clone()).await.unwrap();
+    let again = store.create_key(KeyRow { id: "k2".into(), ..mine.clone() }).await;
+    assert!(matches!(again, Err(StoreError::Conflict(_))), "{again:?}");
+    assert_eq!(store.key_by_hash(&mine.hash).await.unwrap(), Some(mine.clone()));
+    assert_eq!(store.key_by_hash(&[9; 32]).await.unwrap(), None);
+    assert_eq!(store.keys_of(Some(&id("u"))).await.unwrap(), [mine]);
+    assert_eq!(store.keys_of(None).await.unwrap(), [service]);
+}
+
+async fn an_idempotency_key_answers_once(under: Under) {
+    let store = &under.store;
+    let begin = async |scope: &str, fingerprint| store.idempotency_begin(scope, "k", fingerprint).await.unwrap();
+    let fingerprint = u64::MAX - 1;
+    assert_eq!(begin("u", fingerprint).await, Idempotent::Begun);
+    assert_eq!(begin("u", fingerprint).await, Idempotent::Running);
+    assert_eq!(begin("u", 2).await, Idempotent::Mismatch);
+    assert_eq!(begin("v", 2).await, Idempotent::Begun);
+    store.idempotency_finish("u", "k", 201, "{}").await.unwrap();
+    let finished = Idempotent::Finished { status: 201, body: "{}".into() };
+    assert_eq!(begin("u", fingerprint).await, finished);
+    assert_eq!(begin("u", 2).await, Idempotent::Mismatch);
+    // A late second end does not change the answer.
+    store.idempotency_finish("u", "k", 500, "late").await.unwrap();
+    store.idempotency_forget("u", "k").await.unwrap();
+    assert_eq!(begin("u", fingerprint).await, finished);
+    store.idempotency_forget("v", "k").await.unwrap();
+    assert_eq!(begin("v", 3).await, Idempotent::Begun);
+    // One that never ended is free after a minute, an answer after a day.
+    under.age("idempotency_keys", "begun_at", 61);
+    assert_eq!(begin("v", 4).await, Idempotent::Begun);
+    assert_eq!(begin("u", fingerprint).await, finished);
+    under.age("idempotency_keys", "begun_at", 24 * 3600);
+    assert_eq!(begin("u", 5).await, Idempotent::Begun);
+    // Of many at once, one begins.
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let store = store.clone();
+        tasks.spawn(async move { store.idempotency_begin("w", "k", 1).await.unwrap() });
+    }
+    let begun = tasks.join_all().await.into_iter().filter(|answer| *answer == Idempotent::Begun).count();
+    assert_eq!(begun, 1);
+}
+
+fn record(number: u128, until: u64, held: Option<i64>) -> RecordState {
+    RecordState {
+        id: RecordId(Uuid::from_u128(number)),
+        fingerprint: (1 << 53) - 1,
+        until,
+        held: held.map(|micro| vec![(GrantId(1), micro)]),
+        answer: Kept::Charged { charged_micro: 1, available_micro: 2 },
+    }
+}
+
+async fn records_and_sessions_are_kept(under: Under) {
+    funded(&under, "u").await;
+    let held = record(7, u64::from(u32::MAX) * 1_000_000, Some(10));
+    let mut first = batch(1, vec![]);
+    first.records = vec![(id("u"), held.clone()), (id("ghost"), record(8, 1, None))];
+    first.sessions = vec![(u64::MAX, 3), (1, 9)];
+    under.store.flush(first).await.unwrap();
+    assert_eq!(under.store.load_account(&id("u")).await.unwrap().unwrap().records, std::slice::from_ref(&held));
+    assert_eq!(under.store.record_account(held.id.0).await.unwrap(), Some(id("u")));
+    assert_eq!(under.store.record_account(Uuid::from_u128(8)).await.unwrap(), None);
+    let finished = record(7, held.until, None);
+    let mut second = batch(2, vec![]);
+    second.records = vec![(id("u"), finished.clone())];
+    second.sessions = vec![(u64::MAX, 2), (1, 12)];
+    under.store.flush(second).await.unwrap();
+    assert_eq!(under.store.load_account(&id("u")).await.unwrap().unwrap().records, [finished]);
+    assert_eq!(under.sql("SELECT session, batch FROM ledger_sessions ORDER BY batch"), ["-1|3", "1|12"]);
+}
+
+async fn a_new_epoch_begins_once(under: Under) {
+    funded(&under, "u").await;
+    let old = under.store.cursor(0).await.unwrap();
+    let raised = under.store.raise_epoch(0, old).await.unwrap();
+    assert_eq!(raised, Cursor { epoch: 1, counter: 0 });
+    assert!(matches!(under.store.raise_epoch(0, old).await, Err(StoreError::CursorMoved)));
+    assert!(matches!(under.store.flush(batch(1, vec![])).await, Err(StoreError::CursorMoved)));
+    let anew = FlushBatch { from: raised, to: 1, events: vec![settled("u", 2, 1, 5)], ..FlushBatch::default() };
+    assert_eq!(under.store.flush(anew).await.unwrap().usage_rows, 1);
+    assert_eq!(under.store.cursor(0).await.unwrap(), Cursor { epoch: 1, counter: 1 });
+    // Shards know nothing of each other.
+    assert_eq!(under.store.cursor(1).await.unwrap(), Cursor::default());
+    assert_eq!(under.store.raise_epoch(1, Cursor::default()).await.unwrap(), Cursor { epoch: 1, counter: 0 });
+}
+
+/// failures 23 (bifrost#3548, #5925): a restart loses nothing that was flushed.
+async fn reopening_keeps_everything(mut under: Under) {
+    funded(&under, "u").await;
+    under.store.flush(batch(1, vec![settled("u", 2, 1, 1_000_000)])).await.unwrap();
+    under.store.create_key(key("k1", Some("u"))).await.unwrap();
+    let before = under.store.load_account(&id("u")).await.unwrap();
+    under.reopen().await;
+    assert_eq!(under.store.load_account(&id("u")).await.unwrap(), before);
+    assert_eq!(under.store.usage(&id("u"), PageRequest::default()).await.unwrap().data.len(), 1);
+    assert_eq!(under.store.keys_of(Some(&id("u"))).await.unwrap().len(), 1);
+    assert_eq!(under.store.cursor(0).await.unwrap().counter, 2);
+    under.store.ping().await.unwrap();
+    assert_books(&under);
+}
+
+async fn migrating_twice_does_nothing(under: Under) {
+    assert_eq!(under.store.migrate().await.unwrap(), 0);
+    under.store.check_schema().await.unwrap();
+    let empty = under.beside().await;
+    let unmigrated = empty.store.check_schema().await;
+    assert!(
+        matches!(&unmigrated, Err(StoreError::Schema(what)) if what.contains("faregate migrate")),
+        "{unmigrated:?}"
+    );
+    // Several replicas start at once.
+    let (first, second) = tokio::join!(empty.store.migrate(), empty.store.migrate());
+    let mut ran = [first.unwrap(), second.unwrap()];
+    ran.sort_unstable();
+    assert!(ran[0] == 0 && ran[1] > 0, "{ran:?}");
+    empty.store.check_schema().await.unwrap();
+}
+
+async fn a_newer_schema_is_refused(under: Under) {
+    under.sql(
+        "INSERT INTO refinery_schema_history (version, name, applied_on, checksum)
+            VALUES (999, 'the_future', '2030-01-01T00:00:00Z', '1')",
+    );
+    for answer in [under.store.migrate().await.map(drop), under.store.check_schema().await] {
+        assert!(
+            matches!(&answer, Err(StoreError::Schema(what)) if what.contains("999") && what.contains("newer program")),
+            "{answer:?}"
+        );
+    }
+    assert!(store::open(&under.settings, under.dir.path()).await.is_err());
+}
+
+async fn pruning_removes_only_what_is_past(under: Under) {
+    funded(&under, "u").await;
+    let now = u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_micros()).unwrap();
+    let hours = |count: u64| count * 3_600_000_000;
+    let mut records = batch(1, vec![]);
+    records.records =
+        [record(1, now - hours(2), None), record(2, now + hours(1), None), record(3, now - hours(2), Some(1))]
+            .map(|record| (id("u"), record))
+            .to_vec();
+    records.sessions = vec![(1, 1)];
+    under.store.flush(records).await.unwrap();
+    under.store.idempotency_begin("u", "old", 1).await.unwrap();
+    under.age("idempotency_keys", "begun_at", 25 * 3600);
+    under.store.idempotency_begin("u", "new", 1).await.unwrap();
+    under.store.add_change(change("u", Change::Freeze { scope: Scope::Account }, "")).await.unwrap();
+    let (last, _) = under.store.identity_changes(0).await.unwrap();
+    under.age("identity_changes", "at", 25 * 3600);
+    under.store.prune().await.unwrap();
+    assert_eq!(under.sql("SELECT key FROM idempotency_keys"), ["new"]);
+    assert_eq!(under.number("SELECT count(*) FROM ledger_records"), 2);
+    assert_eq!(under.number("SELECT count(*) FROM ledger_sessions"), 1);
+    assert_eq!(under.number("SELECT count(*) FROM identity_changes"), 0);
+    // Numbers go on after pruning.
+    assert_eq!(under.store.identity_changes(0).await.unwrap(), (last, vec![]));
+    under.store.add_change(change("u", Change::Unfreeze { scope: Scope::Account }, "")).await.unwrap();
+    assert_eq!(under.store.identity_changes(last).await.unwrap().1.len(), 1);
+}
+
+/// failures 25 (litellm PR#9608): 60 writers over the same accounts, in every order, and none deadlocks.
+async fn concurrent_writers_never_deadlock(under: Under) {
+    let names = ["a", "b", "c", "d"];
+    for name in names {
+        funded(&under, name).await;
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for writer in 0..60_u32 {
+        let store = under.store.clone();
+        tasks.spawn(async move {
+            if writer % 2 == 0 {
+                let name = names[writer as usize % 4];
+                store.add_change(change(name, grant(1), "")).await.map(drop)
+            } else {
+                // A shard of its own; repeats and holes do not matter here, locks do.
+                let mut order = names;
+                order.rotate_left(writer as usize % 4);
+                let events = order.iter().map(|name| settled(name, 1 + u64::from(writer), 1, 1)).collect();
+                let work = FlushBatch { shard: writer, to: 1, events, ..FlushBatch::default() };
+                store.flush(work).await.map(drop)
+            }
+        });
+    }
+    for answer in tasks.join_all().await {
+        answer.unwrap();
+    }
+    for name in names {
+        let changes = under.store.changes_after(&id(name), 1).await.unwrap();
+        let numbers: Vec<u64> = changes.iter().map(|row| row.number).collect();
+        assert_eq!(numbers, (2..2 + numbers.len() as u64).collect::<Vec<_>>());
+    }
+    assert_books(&under);
+}
+
+async fn a_closed_store_is_unavailable(under: Under) {
+    under.store.close().await;
+    under.store.close().await;
+    let answer = under.store.user(&id("u")).await;
+    assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
 }

@@ -102,9 +102,15 @@ fn facts(tx: &Transaction<'_>, new: &NewChange) -> StoreResult<Facts> {
     let named = match changes::names_grant(&new.change) {
         None => None,
         Some(grant) => {
-            let select = "SELECT amount FROM credit_grants WHERE user_id = ?1 AND id = ?2";
+            let select = "SELECT amount, payload, applied FROM credit_grants
+                JOIN credit_changes USING (user_id) WHERE user_id = ?1 AND credit_grants.id = ?2 AND number = ?2";
             let key = params![new.account.as_str(), int(grant.0)];
-            tx.query_row(select, key, |row| row.get(0)).optional().map_err(failed)?
+            let read = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, String>(1)?, row.get(2)?));
+            let found = tx.query_row(select, key, read).optional().map_err(failed)?;
+            let most = |(amount, payload, applied): (i64, String, bool)| {
+                Ok::<_, StoreError>(changes::most(amount, &changes::read(&payload)?, applied))
+            };
+            found.map(most).transpose()?
         }
     };
     Ok(Facts { status: UserStatus::Active, last_change: uint(last_change), debt, remaining, named })
