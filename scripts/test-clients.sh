@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# Runs the official clients' conversations through a gateway that it starts itself: first as it comes (embedded ledger,
+# a credit a message), then on Redis with token prices. The clients are installed into .tools/.
+# FAREGATE_BINARY: another build than target/debug/faregate.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/install.sh curl=curl python3=python3 "${NODE_NEEDED:-node=nodejs}" redis-server=redis-server
+node_major=$(node --version | sed -E 's/^v([0-9]+).*/\1/')
+[ "$node_major" -ge 20 ] || { echo "Node 20 or newer is needed; this is $(node --version)" >&2; exit 1; }
+command -v npm >/dev/null || scripts/install.sh npm=npm
+
+clients=tests/clients
+tools=.tools
+if ! cmp -s "$clients/requirements.txt" "$tools/python/requirements.txt"; then
+  rm -rf "$tools/python"
+  python3 -m venv "$tools/python" || { echo "On Debian: apt-get install python3-venv" >&2; exit 1; }
+  "$tools/python/bin/pip" install --quiet --only-binary :all: -r "$clients/requirements.txt"
+  cp "$clients/requirements.txt" "$tools/python/"
+fi
+if ! cmp -s "$clients/package-lock.json" "$tools/node/package-lock.json" || [ ! -d "$tools/node/node_modules" ]; then
+  rm -rf "$tools/node"
+  mkdir -p "$tools/node"
+  cp "$clients/package.json" "$clients/package-lock.json" "$tools/node/"
+  (cd "$tools/node" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
+fi
+cp "$clients/conversation.mjs" "$tools/node/"
+
+if [ -n "${FAREGATE_BINARY:-}" ]; then
+  binary=$(realpath "$FAREGATE_BINARY")
+else
+  cargo build --locked --bin faregate
+  binary=$(realpath "${CARGO_TARGET_DIR:-target}/debug/faregate")
+fi
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/faregate-clients.XXXXXX")
+pids=()
+cleanup() {
+  local pid
+  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+  for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+  rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+fail() { echo "test-clients: $*" >&2; [ ! -e "$work/log" ] || tail -n 40 "$work/log" >&2; exit 1; }
+next_port=$((13000 + RANDOM % 2000))
+port() {
+  while (exec 3<>"/dev/tcp/127.0.0.1/$next_port") 2>/dev/null; do next_port=$((next_port + 1)); done
+  reply=$next_port
+  next_port=$((next_port + 1))
+}
+await() { # description, command…
+  local what=$1 tries=0
+  shift
+  until "$@" >/dev/null 2>&1; do
+    tries=$((tries + 1))
+    [ "$tries" -lt 300 ] || fail "$what did not come up"
+    sleep 0.1
+  done
+}
+
+token=clients-admin-token-0123456789abcdef
+ask() { # path, body: to the admin listener
+  curl -fsS -H "authorization: Bearer $token" -H 'content-type: application/json' -d "$2" "http://127.0.0.1:$admin/admin/v1$1"
+}
+make_key() { # user, plan, credits
+  ask /users "{\"id\":\"$1\",\"plan\":\"$2\"}" >/dev/null
+  ask "/users/$1/grants" "{\"amount\":$3}" >/dev/null
+  ask "/users/$1/keys" '{"name":"clients"}' | grep -o '"key": *"[^"]*"' | cut -d'"' -f4
+}
+
+converse() { # name, credits that pay one message and not two, the gateway's settings…
+  local name=$1 one=$2 gate
+  shift 2
+  port; local listen=$reply
+  port; admin=$reply
+  mkdir -p "$work/$name"
+  printf '%s\n' "${toml:-}" >"$work/$name/settings.toml"
+  env -C "$work/$name" FAREGATE_LISTEN=127.0.0.1:"$listen" FAREGATE_ADMIN_LISTEN=127.0.0.1:"$admin" FAREGATE_ADMIN_TOKEN=$token \
+    FAREGATE_DATA_DIR="$work/$name/data" FAREGATE_PLANS__FREE__SIGNUP_CREDITS=0 "$@" \
+    "$binary" --config settings.toml serve >"$work/log" 2>&1 &
+  gate=$!
+  pids+=("$gate")
+  await "the gateway ($name)" curl -fsS "http://127.0.0.1:$admin/readyz"
+  for language in python node; do
+    echo "== $name, $language"
+    GATE=http://127.0.0.1:$listen
+    KEY=$(make_key "$language-rich" free 1000)
+    POOR_KEY=$(make_key "$language-poor" free "$one")
+    POORER_KEY=$(make_key "$language-poorer" free "$one")
+    LIMITED_KEY=$(make_key "$language-limited" limited 1000)
+    export GATE KEY POOR_KEY POORER_KEY LIMITED_KEY
+    case $language in
+      python) "$tools/python/bin/python" "$clients/conversation.py" || failed=1 ;;
+      node) node "$tools/node/conversation.mjs" || failed=1 ;;
+    esac
+  done
+  kill "$gate"
+  wait "$gate" || fail "the gateway ($name) did not end well"
+}
+
+failed=0
+limited='[plans.limited]
+requests_per_minute = 2'
+toml=$limited
+converse "embedded ledger, a credit a message" 1
+
+port; redis_port=$reply
+redis-server --port "$redis_port" --bind 127.0.0.1 --save '' --appendonly no --dir "$work" >"$work/redis.log" &
+pids+=($!)
+await redis-server redis-cli -p "$redis_port" ping
+toml="$limited
+[prices.message]
+per_request = 1
+[[prices.message.models]]
+model = \"*\"
+input_per_million = 1
+output_per_million = 4
+max_output_tokens = 200"
+converse "Redis, token prices" 1.01 FAREGATE_LEDGER_URL=redis://127.0.0.1:"$redis_port"/
+exit "$failed"
