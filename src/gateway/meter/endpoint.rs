@@ -111,20 +111,19 @@ fn refused(parts: &[&str]) -> Option<Refused> {
 
 /// Paths that this gateway and an upstream might read differently: a free one here could be a paid one there.
 fn unclear(path: &str) -> bool {
-    let dots = |segment: &str| {
-        let plain = segment.replace("%2e", ".").replace("%2E", ".");
-        plain == "." || plain == ".."
-    };
-    let encoded = |text: &str, what: &str| {
-        text.as_bytes().windows(what.len()).any(|window| window.eq_ignore_ascii_case(what.as_bytes()))
-    };
-    path.bytes().any(|byte| {
-        byte == b'\\' || byte == b';' || byte == b'?' || byte == b'#' || byte.is_ascii_control() || byte == b' '
-    }) || encoded(path, "%5c")
-        || encoded(path, "%2f..")
-        || encoded(path, "..%2f")
-        || encoded(path, "%00")
-        || (!path.is_empty() && path.split('/').any(|segment| segment.is_empty() || dots(segment)))
+    let odd = |byte: u8| matches!(byte, b'\\' | b';' | b'?' | b'#' | b' ') || byte.is_ascii_control();
+    let dots = |segment: &str| segment.is_empty() || segment == "." || segment == "..";
+    if path.is_empty() {
+        return false;
+    }
+    if path.bytes().any(odd) || path.split('/').any(dots) {
+        return true;
+    }
+    if !path.contains('%') {
+        return false;
+    }
+    let decoded = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
+    decoded.contains('\\') || decoded.split('/').any(dots)
 }
 
 impl Endpoint {
@@ -137,5 +136,90 @@ impl Endpoint {
     /// Whether errors take Anthropic's form, on whatever route it was called.
     pub fn speaks_anthropic(self) -> bool {
         self == Endpoint::Messages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn post(path: &str) -> Endpoint {
+        classify(RouteKind::Openai, &Method::POST, "/v1", path)
+    }
+
+    fn get(path: &str) -> Endpoint {
+        classify(RouteKind::Anthropic, &Method::GET, "", path)
+    }
+
+    #[test]
+    fn knows_the_calls_of_both_protocols() {
+        assert_eq!(post("/v1/chat/completions"), Endpoint::Chat);
+        assert_eq!(post("/v1/chat/completions/"), Endpoint::Chat);
+        assert_eq!(post("/v1/v1/completions"), Endpoint::Completions);
+        assert_eq!(post("/responses"), Endpoint::Responses);
+        assert_eq!(post("/v1/embeddings"), Endpoint::Embeddings);
+        assert_eq!(post("/v1/images/generations"), Endpoint::Images);
+        assert_eq!(post("/v1/messages"), Endpoint::Messages);
+        assert_eq!(classify(RouteKind::Http, &Method::POST, "/", "/v1/messages"), Endpoint::PerRequest);
+    }
+
+    #[test]
+    fn a_prefix_is_no_part_of_the_protocol_up_to_its_v1() {
+        let post = |prefix, path| classify(RouteKind::Openai, &Method::POST, prefix, path);
+        assert_eq!(post("/openai", "/openai/v1/chat/completions"), Endpoint::Chat);
+        assert_eq!(post("/openai/v1", "/openai/v1/chat/completions"), Endpoint::Chat);
+        assert_eq!(post("/openai/", "/openai/chat/completions"), Endpoint::Chat);
+        assert_eq!(post("/v1/messages", "/v1/messages"), Endpoint::Messages);
+        assert_eq!(post("/v1/messages", "/v1/messages/count_tokens"), Endpoint::Free);
+        assert_eq!(post("/openai", "/other/v1/chat/completions"), Endpoint::Unlisted);
+    }
+
+    #[test]
+    fn lists_of_models_and_token_counts_are_free() {
+        assert_eq!(get("/v1/models"), Endpoint::Free);
+        assert_eq!(get("/v1/models/meta-llama%2FLlama-3.1"), Endpoint::Free);
+        assert_eq!(get("/v1/models/meta-llama/Llama-3.1"), Endpoint::Free);
+        assert_eq!(post("/v1/models"), Endpoint::Unlisted);
+        assert_eq!(post("/v1/messages/count_tokens"), Endpoint::Free);
+        assert_eq!(post("/v1/responses/input_tokens"), Endpoint::Free);
+        assert_eq!(get("/v1/responses/resp_1"), Endpoint::Free);
+        assert_eq!(get("/v1/responses/resp_1/input_items"), Endpoint::Free);
+    }
+
+    /// failures 8: passthrough routes go unmetered (bifrost#2873).
+    #[test]
+    fn nothing_is_free_by_accident() {
+        assert_eq!(post("/v1/audio/speech"), Endpoint::Unlisted);
+        assert_eq!(post("/v1/images/edits"), Endpoint::Unlisted);
+        assert_eq!(post("/V1/Chat/Completions"), Endpoint::Unlisted);
+        assert_eq!(post("/v1/chat%2Fcompletions"), Endpoint::Unlisted);
+        assert_eq!(post("/v1/v1/v1/chat/completions"), Endpoint::Unlisted);
+        assert_eq!(post("/v1/a/b/c/d/e/f/g"), Endpoint::Unlisted);
+        assert_eq!(post(""), Endpoint::Unlisted);
+        assert_eq!(post("/v1/responses/compact"), Endpoint::Unlisted);
+        assert_eq!(post("/v1/batches"), Endpoint::Refused(Refused::Batch));
+        assert_eq!(post("/v1/messages/batches"), Endpoint::Refused(Refused::Batch));
+        assert_eq!(get("/v1/messages/batches/b/results"), Endpoint::Refused(Refused::Batch));
+        assert_eq!(get("/v1/realtime"), Endpoint::Refused(Refused::Realtime));
+        assert_eq!(post("/v1/threads/t/runs"), Endpoint::Refused(Refused::Shared));
+        assert_eq!(get("/v1/files"), Endpoint::Refused(Refused::Shared));
+        assert_eq!(get("/v1/chat/completions"), Endpoint::Refused(Refused::Shared));
+        assert_eq!(post("/v1/fine_tuning/jobs"), Endpoint::Refused(Refused::Background));
+    }
+
+    #[test]
+    fn a_path_that_an_upstream_may_read_otherwise_is_refused() {
+        for path in [
+            "/v1/models/../chat/completions",
+            "/v1/models/%2e%2E/chat/completions",
+            "/v1/models/x%2f..%2F..%2fchat/completions",
+            "/v1//chat/completions",
+            "/v1/models\\..\\chat",
+            "/v1/models/%5C..",
+            "/v1/models;x/y",
+            "//evil/v1/models",
+        ] {
+            assert_eq!(get(path), Endpoint::Refused(Refused::UnclearPath), "{path}");
+        }
     }
 }

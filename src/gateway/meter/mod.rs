@@ -9,6 +9,17 @@ pub mod endpoint;
 pub mod request;
 pub mod stream;
 
+mod anthropic;
+mod body;
+mod content;
+mod edit;
+mod json;
+mod openai;
+mod prompt;
+mod responses;
+mod sse;
+mod usage;
+
 pub use answer::AnswerMeter;
 pub use endpoint::{Endpoint, Refused, classify};
 pub use request::{BadRequest, Inspection};
