@@ -1,0 +1,208 @@
+//! The faces without sockets: the real routers over a real store and a ledger.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use faregate::admin::{self, AdminParts};
+use faregate::api::{self, ApiParts};
+use faregate::bridge::Pusher;
+use faregate::config::{Config, Plan, Secret};
+use faregate::identity::Identity;
+use faregate::ledger::SharedLedger;
+use faregate::store::SharedStore;
+use faregate::telemetry::Metrics;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use super::model::ModelLedger;
+use crate::support::http::Answer;
+
+pub(crate) const TOKEN: &str = "the-operators-token";
+
+/// What replicas share.
+pub(crate) struct Ground {
+    pub(crate) store: SharedStore,
+    pub(crate) config: Arc<Config>,
+    pub(crate) ledger: SharedLedger,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    _dir: tempfile::TempDir,
+}
+
+/// One replica's faces.
+#[derive(Clone)]
+pub(crate) struct Rig {
+    pub(crate) store: SharedStore,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) metrics: Metrics,
+    pub(crate) routes_ready: Arc<AtomicBool>,
+    api: Router,
+    admin: Router,
+}
+
+pub(crate) fn settings() -> Config {
+    let mut config = Config::default();
+    let tight = Plan { requests_per_minute: 3, concurrency: 2, ..Plan::default() };
+    config.plans.insert("tight".into(), tight);
+    config.plans.insert("none".into(), Plan::default());
+    config.cors.origins = vec!["https://app.example".into()];
+    config
+}
+
+impl Ground {
+    /// SQLite, and the account model for a ledger.
+    pub(crate) async fn model(config: Config) -> (Ground, Arc<ModelLedger>) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = faregate::store::open(&config.store, dir.path()).await.unwrap();
+        let ledger = ModelLedger::new(store.clone());
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let ground = Ground { store, config: Arc::new(config), ledger: ledger.clone(), stop, tasks, _dir: dir };
+        (ground, ledger)
+    }
+
+    pub(crate) fn replica(&self) -> Rig {
+        let metrics = Metrics::new().unwrap();
+        let pusher = Pusher::new(self.store.clone(), self.ledger.clone(), metrics.clone());
+        let identity = Identity::new(self.store.clone(), &self.config, metrics.clone(), Some(pusher.clone()));
+        self.tasks.spawn(identity.clone().run(self.stop.clone()));
+        let routes_ready = Arc::new(AtomicBool::new(true));
+        let ready = routes_ready.clone();
+        let api = api::router(ApiParts {
+            store: self.store.clone(),
+            ledger: self.ledger.clone(),
+            identity: identity.clone(),
+            config: self.config.clone(),
+            metrics: metrics.clone(),
+            tasks: self.tasks.clone(),
+        });
+        let admin = admin::router(AdminParts {
+            store: self.store.clone(),
+            ledger: self.ledger.clone(),
+            pusher,
+            identity: identity.clone(),
+            config: self.config.clone(),
+            metrics: metrics.clone(),
+            token: Secret::new(TOKEN),
+            routes_ready: Arc::new(move || ready.load(Ordering::SeqCst)),
+            tasks: self.tasks.clone(),
+        });
+        Rig { store: self.store.clone(), identity, metrics, routes_ready, api, admin }
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A request in the making.
+pub(crate) struct Ask<'a> {
+    rig: &'a Rig,
+    admin: bool,
+    request: http::request::Builder,
+    body: Bytes,
+}
+
+impl Rig {
+    /// To the operator's API, with the token.
+    pub(crate) fn admin(&self, method: Method, path: &str) -> Ask<'_> {
+        let request = Request::builder().method(method).uri(path).header("authorization", format!("Bearer {TOKEN}"));
+        Ask { rig: self, admin: true, request, body: Bytes::new() }
+    }
+
+    /// To the operator's listener, without the token.
+    pub(crate) fn open(&self, method: Method, path: &str) -> Ask<'_> {
+        Ask { rig: self, admin: true, request: Request::builder().method(method).uri(path), body: Bytes::new() }
+    }
+
+    /// To the users' API; `key` may be empty.
+    pub(crate) fn api(&self, method: Method, path: &str, key: &str) -> Ask<'_> {
+        let mut request = Request::builder().method(method).uri(path);
+        if !key.is_empty() {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        Ask { rig: self, admin: false, request, body: Bytes::new() }
+    }
+
+    pub(crate) async fn post(&self, path: &str, key: &str, body: Value) -> Answer {
+        self.api(Method::POST, path, key).json(&body).send().await
+    }
+
+    /// A user on the plan `none` with so many credits, and a key.
+    pub(crate) async fn user(&self, id: &str, credits: &str) -> String {
+        let made = self.admin(Method::POST, "/admin/v1/users").json(&json!({"id": id, "plan": "none"})).send().await;
+        assert_eq!(made.status, StatusCode::CREATED, "{}", made.text());
+        if credits != "0" {
+            let body = format!("{{\"amount\": {credits}}}");
+            let path = format!("/admin/v1/users/{id}/grants");
+            let granted = self.admin(Method::POST, &path).body("application/json", body).send().await;
+            assert_eq!(granted.status, StatusCode::CREATED, "{}", granted.text());
+        }
+        self.key(id).await.0
+    }
+
+    /// A key's text and id.
+    pub(crate) async fn key(&self, user: &str) -> (String, String) {
+        let path = format!("/admin/v1/users/{user}/keys");
+        let made = self.admin(Method::POST, &path).json(&json!({"name": "test"})).send().await;
+        assert_eq!(made.status, StatusCode::CREATED, "{}", made.text());
+        let made = made.json();
+        (made["key"].as_str().unwrap().to_owned(), made["id"].as_str().unwrap().to_owned())
+    }
+
+    pub(crate) async fn service_key(&self) -> (String, String) {
+        let made = self.admin(Method::POST, "/admin/v1/keys").json(&json!({"name": "app"})).send().await.json();
+        (made["key"].as_str().unwrap().to_owned(), made["id"].as_str().unwrap().to_owned())
+    }
+
+    /// `available`, `held`, `debt` as the operator sees them, as texts of JSON numbers.
+    pub(crate) async fn credits(&self, user: &str) -> (String, String, String) {
+        let shown = self.admin(Method::GET, &format!("/admin/v1/users/{user}")).send().await;
+        assert_eq!(shown.status, StatusCode::OK, "{}", shown.text());
+        let credits = shown.json()["credits"].clone();
+        (credits["available"].to_string(), credits["held"].to_string(), credits["debt"].to_string())
+    }
+
+    pub(crate) fn look_ups(&self, result: &str) -> u64 {
+        self.metrics.key_lookups.with_label_values(&[result]).get()
+    }
+}
+
+impl Ask<'_> {
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.request = self.request.header(name, value);
+        self
+    }
+
+    pub(crate) fn json(self, body: &Value) -> Self {
+        self.body("application/json", body.to_string())
+    }
+
+    pub(crate) fn body(mut self, kind: &str, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self.header("content-type", kind)
+    }
+
+    pub(crate) async fn send(self) -> Answer {
+        let router = if self.admin { &self.rig.admin } else { &self.rig.api };
+        let request = self.request.body(Body::from(self.body)).unwrap();
+        let (head, body) = router.clone().oneshot(request).await.unwrap().into_parts();
+        Answer { status: head.status, headers: head.headers, body: body.collect().await.unwrap().to_bytes() }
+    }
+}
+
+pub(crate) fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+    pairs.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap())).collect()
+}
+
+pub(crate) fn bearer(key: &str) -> HeaderMap {
+    headers(&[("authorization", &format!("Bearer {key}"))])
+}
