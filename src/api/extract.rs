@@ -36,6 +36,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
             ));
         }
         let body = Bytes::from_request(request, state).await.map_err(unreadable)?;
+        // serde would take an array of the fields' values in order, too.
+        if body.trim_ascii_start().first().is_some_and(|first| *first == b'[') {
+            return Err(Problem::bad_request("the body must be an object, not an array, at line 1 column 1"));
+        }
         // serde_json says line and column, and names an unknown field.
         serde_json::from_slice(&body).map(Json).map_err(|error| Problem::bad_request(error.to_string()))
     }

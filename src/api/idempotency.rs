@@ -93,26 +93,23 @@ pub struct Once {
 }
 
 /// Does the work once for its key, and answers repetitions from what was kept. Only success is kept: after a failure the
-/// same key may try again. The work goes on when its caller hangs up, so that its key is not left running.
+/// same key may try again. It all goes on when its caller hangs up, so that no key is left running.
 pub async fn once<F>(store: SharedStore, tasks: &TaskTracker, once: Once, work: F) -> Result<Response, Problem>
 where
     F: Future<Output = Result<Created, Problem>> + Send + 'static,
 {
     let Once { scope, key, fingerprint } = once;
-    let Some(key) = key else {
-        let created = work.await?;
-        return Ok(json_text(created.status, created.body));
-    };
-    match store.idempotency_begin(&scope, &key, fingerprint).await? {
-        Idempotent::Begun => {}
-        Idempotent::Running => return Err(Problem::still_running()),
-        Idempotent::Mismatch => return Err(Problem::key_reused()),
-        Idempotent::Finished { status, body } => {
-            let status = StatusCode::from_u16(status).map_err(|_| Problem::internal())?;
-            return Ok(replayed(json_text(status, body)));
-        }
-    }
     let done = tasks.spawn(async move {
+        let Some(key) = key else { return Ok(work.await?.into_response()) };
+        match store.idempotency_begin(&scope, &key, fingerprint).await? {
+            Idempotent::Begun => {}
+            Idempotent::Running => return Err(Problem::still_running()),
+            Idempotent::Mismatch => return Err(Problem::key_reused()),
+            Idempotent::Finished { status, body } => {
+                let status = StatusCode::from_u16(status).map_err(|_| Problem::internal())?;
+                return Ok(replayed(json_text(status, body)));
+            }
+        }
         let result = work.await;
         let noted = match &result {
             Ok(created) => store.idempotency_finish(&scope, &key, created.status.as_u16(), &created.kept).await,
@@ -121,13 +118,9 @@ where
         if let Err(error) = noted {
             tracing::warn!(%error, "an answer could not be kept for its Idempotency-Key");
         }
-        result
+        result.map(Created::into_response)
     });
-    match done.await {
-        Ok(Ok(created)) => Ok(json_text(created.status, created.body)),
-        Ok(Err(problem)) => Err(problem),
-        Err(_) => Err(Problem::internal()),
-    }
+    done.await.unwrap_or_else(|_| Err(Problem::internal()))
 }
 
 impl IntoResponse for Created {

@@ -1,4 +1,38 @@
 //! The credits API and the operator's API, through their routers.
 
+mod credits;
+mod input;
 mod model;
+mod operator;
 pub(crate) mod rig;
+
+/// Runs tests over every pair of ledger and store.
+macro_rules! on_every_ground {
+    ($($room:ident :: $test:ident),* $(,)?) => {
+        mod on_the_model {
+            use super::rig::{Ground, settings};
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    super::$room::$test(&Ground::model(settings()).await.0).await;
+                }
+            )*
+        }
+    };
+}
+
+on_every_ground! {
+    credits::amounts_are_exact,
+    credits::concurrent_deductions_never_overspend,
+    credits::a_hold_is_settled_once_and_the_rest_comes_back,
+    credits::what_does_not_fit_is_refused_whole,
+    credits::holds_of_others_and_of_nobody_are_unknown,
+    credits::a_deduction_is_done_once_for_its_key,
+    credits::duplicates_at_once_charge_once,
+    credits::reserve_settle_and_release_answer_repetitions,
+    credits::a_refused_request_may_try_its_key_again,
+    credits::a_check_shows_what_was_true_a_second_ago_at_most,
+    credits::a_frozen_account_only_settles,
+    operator::users_are_made_with_their_plans_credits,
+    operator::grants_are_live_when_the_answer_leaves_and_given_once,
+}

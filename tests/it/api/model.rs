@@ -54,7 +54,7 @@ impl Ledger for ModelLedger {
         let (source, state) = (self.source.clone(), self.state.clone());
         tokio::spawn(async move {
             let mut state = state.lock().await;
-            let _ = sender.send(state.carry_out(&*source, op).await);
+            let _ = sender.send(state.carry_out(&source, op).await);
         });
         Reply::Later(receiver)
     }
