@@ -31,8 +31,9 @@ bench-setup: ## What `make bench` needs from Debian
 bench: ## Faregate against nginx on this machine, in one run: throughput, latency, CPU a request
 	benches/compare.sh
 
-bench-micro: ## The hot path's parts, alone
+bench-micro: ## The hot path's parts, alone: time, and instructions where valgrind is at hand
 	$(CARGO) bench --locked --bench hot_path
+	if command -v valgrind >/dev/null; then benches/instructions.sh; fi
 
 fmt: ## Formats the code
 	$(CARGO) fmt --all
