@@ -1,1 +1,261 @@
-//! The ledger in Redis: worker sessions that send numbered batches to a Lua script.
+//! The ledger in Redis: the account model in Lua (`lua/`), reached through numbered batches of worker sessions.
+//!
+//! A worker's operations go to one [`session`] for each shard, which sends whatever queued up as the next batch and sends a
+//! batch again, byte for byte, until it has an answer. The [`sweeper`] ends sessions that stand still; the [`log`] is
+//! read by the bridge.
+
+pub mod connection;
+pub mod log;
+pub mod meta;
+pub mod script;
+pub mod session;
+pub mod sweeper;
+pub mod wire;
+
+mod loading;
+mod queue;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use redis::{Cmd, Value};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::connection::{CallError, Connector, Link};
+use self::queue::Queue;
+use super::{AccountId, AccountSource, Connect, Ledger, LedgerError, Op, Reply, SessionId, SharedLedger, Status};
+use crate::config;
+use crate::telemetry::Metrics;
+
+/// Where the store's cursor of a shard stands, and how a new epoch begins. The bridge implements it over the store.
+#[async_trait::async_trait]
+pub trait Epochs: Send + Sync + 'static {
+    async fn position(&self, shard: u32) -> Result<Position, LedgerError>;
+
+    /// Begins a new epoch, if the cursor still stands at `from`; answers where it stands then.
+    async fn raise(&self, shard: u32, from: Position) -> Result<Position, LedgerError>;
+}
+
+/// A place in a shard's event log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Position {
+    pub epoch: u64,
+    /// Number of the last entry.
+    pub counter: u64,
+}
+
+/// Why the ledger cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("ledger.url: {0}")]
+    Url(String),
+    #[error("Redis is out of reach: {0}")]
+    Unreachable(String),
+    #[error("Redis {0} is too old: 7.0 or newer is needed")]
+    TooOld(String),
+    #[error("Redis may evict balances: maxmemory-policy is {0}, and must be noeviction")]
+    Evicts(String),
+    #[error("the ledger was created with {created} shards, ledger.shards is {set}")]
+    Shards { created: u32, set: u32 },
+    #[error(
+        "shard {shard} in Redis is at epoch {} entry {}, the store at epoch {} entry {}: they do not belong together, or Redis lost data. \
+         Remove the fg:* keys from Redis to begin a new epoch from the store", redis.epoch, redis.counter, store.epoch, store.counter
+    )]
+    Mismatch { shard: u32, redis: Position, store: Position },
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+/// The ledger in Redis.
+#[derive(Debug)]
+pub struct RedisLedger {
+    core: Arc<Core>,
+}
+
+/// What everything of one ledger shares.
+pub(crate) struct Core {
+    pub(crate) settings: config::Ledger,
+    pub(crate) connector: Connector,
+    pub(crate) source: Arc<dyn AccountSource>,
+    pub(crate) epochs: Arc<dyn Epochs>,
+    pub(crate) metrics: Metrics,
+    pub(crate) shards: u32,
+    /// Redis's memory is nearly full; set by the sweeper.
+    pub(crate) memory_full: AtomicBool,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Core").field("shards", &self.shards).finish_non_exhaustive()
+    }
+}
+
+/// Shards of a new ledger on a single Redis.
+const DEFAULT_SHARDS: u32 = 1;
+/// Two hexadecimal digits name a shard.
+const SHARDS_MAX: u32 = 256;
+
+impl RedisLedger {
+    /// Connects, refuses a server that could lose balances, and finds or makes the shards.
+    pub async fn open(
+        settings: &config::Ledger,
+        source: Arc<dyn AccountSource>,
+        epochs: Arc<dyn Epochs>,
+        metrics: Metrics,
+    ) -> Result<Arc<RedisLedger>, OpenError> {
+        let timeout = Duration::from_millis(settings.call_timeout_ms);
+        let connector =
+            Connector::new(&settings.url, timeout).map_err(|error| OpenError::Url(error.category().to_owned()))?;
+        let mut link = connector.link(metrics.ledger_reconnects.clone());
+        check_server(&mut link).await?;
+        let shards = shard_count(&mut link, settings.shards).await?;
+        let core = Arc::new(Core {
+            settings: settings.clone(),
+            connector,
+            source,
+            epochs,
+            metrics,
+            shards,
+            memory_full: AtomicBool::new(false),
+        });
+        for shard in 0..shards {
+            let found = meta::find_or_make(&core, &mut link, shard).await?;
+            let store = core.epochs.position(shard).await?;
+            if found.epoch != store.epoch || found.counter < store.counter {
+                return Err(OpenError::Mismatch { shard, redis: found, store });
+            }
+        }
+        Ok(Arc::new(RedisLedger { core }))
+    }
+
+    pub fn shards(&self) -> u32 {
+        self.core.shards
+    }
+
+    /// The shard's event log, for the bridge.
+    pub fn log(&self, shard: u32) -> log::Log {
+        log::Log::new(self.core.clone(), shard)
+    }
+
+    /// Ends dead sessions, expires API holds, watches Redis's memory, until `stop`.
+    pub async fn run_sweeper(self: Arc<Self>, stop: CancellationToken) {
+        sweeper::run(self.core.clone(), stop).await;
+    }
+}
+
+impl Connect for RedisLedger {
+    fn connect(&self, tasks: &TaskTracker, stop: CancellationToken) -> SharedLedger {
+        let queues = (0..self.core.shards).map(|shard| {
+            let queue = Arc::new(Queue::new(&self.core));
+            tasks.spawn(session::run(self.core.clone(), shard, queue.clone(), tasks.clone(), stop.clone()));
+            queue
+        });
+        Arc::new(Worker { queues: queues.collect() })
+    }
+}
+
+/// One caller's way to all shards.
+#[derive(Debug)]
+struct Worker {
+    queues: Vec<Arc<Queue>>,
+}
+
+impl Ledger for Worker {
+    fn submit(&self, op: Op) -> Reply {
+        match self.queues.get(shard_of(&op.account, self.queues.len())) {
+            Some(queue) => queue.enqueue(op),
+            None => Reply::now(Err(LedgerError::Unavailable)),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let worst = |status: Status| match status {
+            Status::Ready => 0,
+            Status::Backlogged => 1,
+            Status::Unavailable => 2,
+        };
+        self.queues
+            .iter()
+            .map(|queue| queue.status())
+            .max_by_key(|status| worst(*status))
+            .unwrap_or(Status::Unavailable)
+    }
+}
+
+/// Where an account lives; fixed for good by the count of shards.
+pub fn shard_of(account: &AccountId, shards: usize) -> usize {
+    crc32fast::hash(account.as_str().as_bytes()) as usize % shards.max(1)
+}
+
+/// A fresh name for a session: 52 random bits, never 0.
+pub(crate) fn new_session() -> SessionId {
+    SessionId((random() >> 12) | 1)
+}
+
+pub(crate) fn random() -> u64 {
+    // Without a source of randomness the process could not have started; its clock still tells sessions apart.
+    getrandom::u64().unwrap_or_else(|_| uuid::Uuid::now_v7().as_u128() as u64)
+}
+
+async fn check_server(link: &mut Link) -> Result<(), OpenError> {
+    let info = info(link, &["server", "memory", "persistence"]).await.map_err(unreachable_server)?;
+    let version = field(&info, "redis_version").unwrap_or("0");
+    let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+    if major < 7 {
+        return Err(OpenError::TooOld(version.to_owned()));
+    }
+    let policy = field(&info, "maxmemory_policy").unwrap_or("unknown");
+    if policy != "noeviction" {
+        return Err(OpenError::Evicts(policy.to_owned()));
+    }
+    if field(&info, "aof_enabled") != Some("1") {
+        tracing::warn!("Redis has no append-only file: a crash of Redis loses what was not yet flushed to the store");
+    }
+    Ok(())
+}
+
+/// The sections of INFO.
+pub(crate) async fn info(link: &mut Link, sections: &[&str]) -> Result<String, CallError> {
+    let mut command = Cmd::new();
+    command.arg("INFO").arg(sections);
+    match link.send(&command).await? {
+        Value::BulkString(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Value::VerbatimString { text, .. } => Ok(text),
+        other => Err(CallError::Refused(format!("an unexpected answer to INFO: {other:?}"))),
+    }
+}
+
+pub(crate) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+async fn shard_count(link: &mut Link, set: u32) -> Result<u32, OpenError> {
+    let wanted = if set == 0 { DEFAULT_SHARDS } else { set.min(SHARDS_MAX) };
+    let mut command = Cmd::new();
+    command.arg("SET").arg("fg:{00}:ledger").arg(wanted).arg("NX").arg("GET");
+    let created = match link.send(&command).await.map_err(unreachable_server)? {
+        Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).parse().unwrap_or(0),
+        _ => wanted,
+    };
+    if created == 0 || (set != 0 && set != created) {
+        return Err(OpenError::Shards { created, set });
+    }
+    Ok(created)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is passed to map_err")]
+fn unreachable_server(error: CallError) -> OpenError {
+    OpenError::Unreachable(error.to_string())
+}
+
+impl Core {
+    pub(crate) fn link(&self) -> Link {
+        self.connector.link(self.metrics.ledger_reconnects.clone())
+    }
+
+    pub(crate) fn is_memory_full(&self) -> bool {
+        self.memory_full.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,130 @@
+//! A shard's event log, as the bridge reads it: one entry for each batch that changed something, numbered without gaps.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::{Cmd, Value};
+
+use super::connection::{CallError, Link};
+use super::wire::decode::{self, Entry};
+use super::wire::{Keyspace, encode};
+use super::{Core, Position, script};
+
+/// Entries stay for so long after they were flushed.
+const TRIM_BEHIND: Duration = Duration::from_secs(60);
+/// Flush marks remembered, so that what to trim is known.
+const MARKS_MAX: usize = 128;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("the event log is out of reach: {0}")]
+    Unavailable(String),
+    /// The shard stands in another epoch, or before the place asked for: it lost its data.
+    #[error("the ledger stands at epoch {} entry {}", .0.epoch, .0.counter)]
+    Lost(Position),
+    /// Entries are missing.
+    #[error("entry {expected} is missing, the next one is {found}")]
+    Hole { expected: u64, found: u64 },
+    #[error("entry {counter} cannot be read: {reason}")]
+    Malformed { counter: u64, reason: &'static str },
+}
+
+/// One reader of one shard's log.
+#[derive(Debug)]
+pub struct Log {
+    core: Arc<Core>,
+    shard: u32,
+    link: Link,
+    /// When the log was flushed how far, oldest first.
+    marks: VecDeque<(Instant, u64)>,
+}
+
+impl Log {
+    pub(crate) fn new(core: Arc<Core>, shard: u32) -> Log {
+        let link = core.link();
+        Log { core, shard, link, marks: VecDeque::new() }
+    }
+
+    pub fn shard(&self) -> u32 {
+        self.shard
+    }
+
+    /// Where the shard stands: the number of its last entry. Makes one that is missing.
+    pub async fn position(&mut self) -> Result<Position, LogError> {
+        super::meta::find_or_make(&self.core, &mut self.link, self.shard)
+            .await
+            .map_err(|error| LogError::Unavailable(error.to_string()))
+    }
+
+    /// The entries after `after`, in order, at most `limit`; none when there are no more.
+    pub async fn read(&mut self, after: Position, limit: usize) -> Result<Vec<Entry>, LogError> {
+        let keys = Keyspace::new(self.shard, after.epoch);
+        let mut command = Cmd::new();
+        command.arg("XRANGE").arg(keys.events()).arg(format!("({}-0", after.counter)).arg("+");
+        command.arg("COUNT").arg(limit.max(1));
+        let value = match self.link.send(&command).await {
+            Err(CallError::Broken(_)) => self.link.send(&command).await,
+            value => value,
+        };
+        let Value::Array(rows) = value.map_err(|error| LogError::Unavailable(error.to_string()))? else {
+            return Err(LogError::Unavailable("an unexpected answer".to_owned()));
+        };
+        if rows.is_empty() {
+            let now = self.position().await?;
+            let stands = now.epoch == after.epoch && now.counter >= after.counter;
+            return if stands { Ok(Vec::new()) } else { Err(LogError::Lost(now)) };
+        }
+        let mut entries: Vec<Entry> = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let expected = after.counter + 1 + entries.len() as u64;
+            let (counter, bytes) = parts(row).ok_or(LogError::Malformed { counter: expected, reason: "its form" })?;
+            if counter != expected {
+                return Err(LogError::Hole { expected, found: counter });
+            }
+            let entry = decode::entry(counter, bytes);
+            entries.push(entry.map_err(|error| LogError::Malformed { counter, reason: error.0 })?);
+        }
+        Ok(entries)
+    }
+
+    /// Tells the ledger that everything up to `to` is in the store; what was so a minute ago is trimmed.
+    pub async fn flushed(&mut self, to: Position) -> Result<(), LogError> {
+        let trim = self.trim_up_to(to.counter, Instant::now());
+        let keys = Keyspace::new(self.shard, to.epoch);
+        let (meta, events) = (keys.meta(), keys.events());
+        let argument = encode::numbers(&[to.epoch, to.counter, trim]);
+        let command = script::FLUSHED.command([meta.as_str(), events.as_str()].into_iter(), &argument);
+        self.link
+            .call(&script::FLUSHED, &command)
+            .await
+            .map(drop)
+            .map_err(|error| LogError::Unavailable(error.to_string()))
+    }
+
+    /// Remembers the mark; answers the last entry flushed long enough ago, or 0.
+    fn trim_up_to(&mut self, counter: u64, now: Instant) -> u64 {
+        let spaced = self.marks.back().is_none_or(|(at, _)| now.duration_since(*at) >= TRIM_BEHIND / 60);
+        if spaced {
+            self.marks.push_back((now, counter));
+        }
+        let mut trim = 0;
+        while let Some((at, counter)) = self.marks.front().copied() {
+            if now.duration_since(at) < TRIM_BEHIND && self.marks.len() <= MARKS_MAX {
+                break;
+            }
+            trim = counter;
+            self.marks.pop_front();
+        }
+        trim
+    }
+}
+
+/// `[id, [b, bytes]]`
+fn parts(row: &Value) -> Option<(u64, &[u8])> {
+    let Value::Array(row) = row else { return None };
+    let [Value::BulkString(id), Value::Array(fields)] = row.as_slice() else { return None };
+    let [_, Value::BulkString(bytes)] = fields.as_slice() else { return None };
+    let counter = std::str::from_utf8(id).ok()?.strip_suffix("-0")?.parse().ok()?;
+    Some((counter, bytes))
+}

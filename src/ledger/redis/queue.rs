@@ -1,0 +1,198 @@
+//! What waits for a session's next batch.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use super::Core;
+use crate::ledger::{
+    AccountId, AccountState, Act, Answer, Ledger, LedgerError, Op, Reply, Returning, Status, limit_increment, undoing,
+};
+
+/// An operation and who waits for its answer.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) op: Op,
+    pub(crate) to: To,
+    /// The account had to be loaded for it: the holds that it had before are gone.
+    pub(crate) reloaded: bool,
+}
+
+#[derive(Debug)]
+pub(crate) enum To {
+    Caller(oneshot::Sender<Result<Answer, LedgerError>>),
+    /// Something is given back, and nobody waits for it.
+    Nobody,
+    /// The session itself, which is loading the account.
+    Loading,
+}
+
+/// What a session finds in its queue.
+#[derive(Debug)]
+pub(crate) enum Item {
+    Op(Pending),
+    /// What the store had of an account, and the ticket it was asked with.
+    Found {
+        account: AccountId,
+        ticket: u64,
+        result: Result<Option<AccountState>, LedgerError>,
+    },
+    /// It is time to try loading again.
+    LoadAgain(AccountId),
+}
+
+/// Between those who submit and the session's task.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    pub(crate) wake: Notify,
+    begun: Instant,
+    /// Milliseconds after `begun`.
+    acknowledged_ms: AtomicU64,
+    backlogged: AtomicBool,
+    unacknowledged_limit_ms: u64,
+    max: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    items: VecDeque<Item>,
+    closed: bool,
+}
+
+impl Pending {
+    /// Work that is owed: never refused for want of room, never dropped because nobody waits for it.
+    pub(crate) fn is_owed(&self) -> bool {
+        is_owed(&self.op.act)
+    }
+
+    /// Nobody waits for an answer that would be worthless to anyone else.
+    pub(crate) fn is_pointless(&self) -> bool {
+        matches!(&self.to, To::Caller(sender) if sender.is_closed()) && !self.is_owed()
+    }
+
+    /// Hands over the answer. What nobody took is given back by the operation that this answers.
+    pub(crate) fn answer(self, result: Result<Answer, LedgerError>) -> Option<Pending> {
+        let To::Caller(sender) = self.to else { return None };
+        let Err(Ok(Answer::Reserved(reserved))) = sender.send(result) else { return None };
+        let tokens_back_us = match &self.op.act {
+            Act::Reserve { tokens, limits, .. } => Some(limit_increment(*tokens, limits.tokens_per_minute)),
+            Act::Extend { .. } => None,
+            _ => return None,
+        };
+        let act = undoing(reserved, tokens_back_us)?;
+        Some(Pending { op: Op { account: self.op.account, act }, to: To::Nobody, reloaded: false })
+    }
+}
+
+impl Queue {
+    pub(crate) fn new(core: &Core) -> Queue {
+        Queue {
+            state: Mutex::default(),
+            wake: Notify::new(),
+            begun: Instant::now(),
+            acknowledged_ms: AtomicU64::new(0),
+            backlogged: AtomicBool::new(false),
+            unacknowledged_limit_ms: core.settings.unacknowledged_limit_ms,
+            max: core.settings.max_queue,
+        }
+    }
+
+    /// Submits; the answer is given back through `self` when nobody reads it.
+    pub(crate) fn enqueue(self: &Arc<Self>, op: Op) -> Reply {
+        if is_new_work(&op.act) && self.status() == Status::Unavailable {
+            return Reply::now(Err(LedgerError::Unavailable));
+        }
+        let (sender, receiver) = oneshot::channel();
+        let reply = match &op.act {
+            Act::Reserve { .. } | Act::Extend { .. } => Reply::Returning(Returning::new(receiver, &op, self.clone())),
+            _ => Reply::Later(receiver),
+        };
+        let mut state = self.state.lock();
+        if state.closed {
+            return Reply::now(Err(LedgerError::Unavailable));
+        }
+        // What is owed is bounded by what was reserved before it.
+        if state.items.len() >= self.max && !is_owed(&op.act) {
+            return Reply::now(Err(LedgerError::Busy));
+        }
+        state.items.push_back(Item::Op(Pending { op, to: To::Caller(sender), reloaded: false }));
+        drop(state);
+        self.wake.notify_one();
+        reply
+    }
+
+    /// What a session tells itself.
+    pub(crate) fn push(&self, item: Item) {
+        self.state.lock().items.push_back(item);
+        self.wake.notify_one();
+    }
+
+    /// Moves at most `limit` items into `into`.
+    pub(crate) fn take(&self, limit: usize, into: &mut VecDeque<Item>) {
+        let mut state = self.state.lock();
+        let count = limit.min(state.items.len());
+        into.extend(state.items.drain(..count));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state.lock().items.is_empty()
+    }
+
+    /// Takes nothing more, and answers what is still there.
+    pub(crate) fn close(&self) -> VecDeque<Item> {
+        let mut state = self.state.lock();
+        state.closed = true;
+        std::mem::take(&mut state.items)
+    }
+
+    pub(crate) fn acknowledged(&self, backlogged: bool) {
+        let since = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.acknowledged_ms.store(since, Ordering::Relaxed);
+        self.backlogged.store(backlogged, Ordering::Relaxed);
+    }
+
+    pub(crate) fn since_acknowledged(&self) -> Duration {
+        let at = Duration::from_millis(self.acknowledged_ms.load(Ordering::Relaxed));
+        self.begun.elapsed().saturating_sub(at)
+    }
+}
+
+/// One shard's session is a ledger of its own.
+impl Ledger for Queue {
+    fn submit(&self, op: Op) -> Reply {
+        // Only what was given back unread comes this way: owed, and nobody waits.
+        self.push(Item::Op(Pending { op, to: To::Nobody, reloaded: false }));
+        Reply::now(Err(LedgerError::Unavailable))
+    }
+
+    fn status(&self) -> Status {
+        if self.since_acknowledged() > Duration::from_millis(self.unacknowledged_limit_ms) {
+            Status::Unavailable
+        } else if self.backlogged.load(Ordering::Relaxed) {
+            Status::Backlogged
+        } else {
+            Status::Ready
+        }
+    }
+}
+
+fn is_owed(act: &Act) -> bool {
+    matches!(
+        act,
+        Act::Settle { .. }
+            | Act::Release { .. }
+            | Act::Shrink { .. }
+            | Act::Charge { must: true, .. }
+            | Act::Load { .. }
+    )
+}
+
+/// Refused at once while the ledger is out of reach.
+fn is_new_work(act: &Act) -> bool {
+    matches!(act, Act::Reserve { .. } | Act::Hold { .. } | Act::Charge { must: false, .. })
+}

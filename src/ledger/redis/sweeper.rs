@@ -1,0 +1,402 @@
+//! What nobody asks for: ends sessions that stand still, returns API holds past their time, drops idle accounts, watches
+//! Redis's memory.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use redis::{Cmd, Value};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::connection::{CallError, Link};
+use super::wire::{Keyspace, Reader, decode, encode};
+use super::{Core, RedisLedger, field, info, meta, script};
+use crate::ledger::{AccountId, Act, Answer, Connect, Op, RecordId, SessionId, SharedLedger};
+
+/// Time between two looks.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Accounts of a dead session that one call returns.
+const CHUNK: usize = 100;
+/// Sessions looked at.
+const SESSIONS_MAX: usize = 10_000;
+/// API holds returned at one look.
+const HOLDS_MAX: usize = 200;
+/// Keys looked at for idle accounts, at one look.
+const SCAN_COUNT: usize = 500;
+/// Accounts parked at one look.
+const PARK_MAX: usize = 50;
+/// Percent of Redis's memory limit beyond which new work is refused.
+const MEMORY_FULL_PERCENT: u64 = 95;
+
+/// What was returned of a dead session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ended {
+    pub forfeited_micro: u64,
+    pub unreadable: u64,
+}
+
+/// Marks a session, unless it moved on from `number`, and returns all that it holds. `None`: it moved on, or is unknown.
+pub(crate) async fn end_session(
+    link: &mut Link,
+    keys: &Keyspace,
+    session: SessionId,
+    number: u64,
+) -> Result<Option<Ended>, CallError> {
+    let (meta, state) = (keys.meta(), keys.session(session));
+    let argument = encode::numbers(&[session.0, number, keys.epoch]);
+    let command = script::FENCE.command([meta.as_str(), state.as_str()].into_iter(), &argument);
+    // Marking twice does no harm: a lost answer is asked for again.
+    let marked = match link.call(&script::FENCE, &command).await {
+        Err(CallError::Broken(_)) => link.call(&script::FENCE, &command).await?,
+        marked => marked?,
+    };
+    if marked != Value::Int(1) {
+        return Ok(None);
+    }
+    return_holds(link, keys, session).await.map(Some)
+}
+
+/// Returns what a marked session holds, in bounded chunks.
+async fn return_holds(link: &mut Link, keys: &Keyspace, session: SessionId) -> Result<Ended, CallError> {
+    let mut ended = Ended::default();
+    loop {
+        let mut command = Cmd::new();
+        command.arg("SRANDMEMBER").arg(keys.touched(session)).arg(CHUNK);
+        let accounts = texts(link.send(&command).await?);
+        let mut names = vec![keys.touched(session), keys.events(), keys.sessions(), keys.meta(), keys.session(session)];
+        names.extend(accounts.iter().map(|account| format!("{}acct:{account}", keys.prefix())));
+        let argument = encode::numbers(&[session.0, keys.epoch, keys.prefix().len() as u64]);
+        let command = script::ABANDON.command(names.iter().map(String::as_str), &argument);
+        let bytes = link.call_bytes(&script::ABANDON, &command).await?;
+        let [left, forfeited, unreadable] =
+            decode::numbers::<3>(&bytes).map_err(|error| CallError::Refused(error.to_string()))?;
+        ended.forfeited_micro += u64::try_from(forfeited).unwrap_or(0);
+        ended.unreadable += u64::try_from(unreadable).unwrap_or(0);
+        // Each round takes at least one account out of the set, which only shrinks now.
+        if left <= 0 || accounts.is_empty() {
+            return Ok(ended);
+        }
+    }
+}
+
+/// Looks at every shard once a second, until `stop`.
+pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
+    let tasks = TaskTracker::new();
+    let ledger = RedisLedger { core: core.clone() }.connect(&tasks, stop.clone());
+    tasks.close();
+    let mut sweeper = Sweeper { link: core.link(), shards: Vec::new(), ledger, core, memory_known: false };
+    for shard in 0..sweeper.core.shards {
+        sweeper.shards.push(Shard { shard, seen: Watch::default(), scan: "0".to_owned() });
+    }
+    while !stop.is_cancelled() {
+        tokio::select! {
+            () = sweeper.look() => {}
+            () = stop.cancelled() => {}
+        }
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+    tasks.wait().await;
+}
+
+struct Sweeper {
+    core: Arc<Core>,
+    link: Link,
+    ledger: SharedLedger,
+    shards: Vec<Shard>,
+    memory_known: bool,
+}
+
+struct Shard {
+    shard: u32,
+    seen: Watch,
+    /// Where the scan for idle accounts goes on.
+    scan: String,
+}
+
+/// The numbers of a shard's sessions, and since when each has stood still.
+#[derive(Debug, Default)]
+struct Watch {
+    epoch: u64,
+    sessions: HashMap<u64, (u64, Instant)>,
+    last_look: Option<Instant>,
+}
+
+impl Watch {
+    /// Takes in one look. Answers the sessions that stood still for `limit` of unbroken observation: a look that comes late
+    /// begins it anew, since whatever held us up may have held up the sessions.
+    fn observe(&mut self, epoch: u64, numbers: &[(u64, u64)], now: Instant, limit: Duration) -> Vec<(SessionId, u64)> {
+        let late = self.last_look.is_none_or(|last| now.duration_since(last) > INTERVAL * 2);
+        if late || epoch != self.epoch {
+            self.sessions.clear();
+        }
+        (self.epoch, self.last_look) = (epoch, Some(now));
+        let before = std::mem::take(&mut self.sessions);
+        let mut still = Vec::new();
+        for (session, number) in numbers {
+            let since = match before.get(session) {
+                Some((known, since)) if known == number => *since,
+                _ => now,
+            };
+            if now.duration_since(since) >= limit {
+                still.push((SessionId(*session), *number));
+            }
+            self.sessions.insert(*session, (*number, since));
+        }
+        still
+    }
+
+    fn forget(&mut self) {
+        self.sessions.clear();
+        self.last_look = None;
+    }
+}
+
+impl Sweeper {
+    async fn look(&mut self) {
+        let mut shards = std::mem::take(&mut self.shards);
+        for shard in &mut shards {
+            if let Err(error) = self.look_at(shard).await {
+                shard.seen.forget();
+                tracing::warn!(shard = shard.shard, %error, "the sweeper could not look");
+            }
+        }
+        self.shards = shards;
+        if let Err(error) = self.watch_memory().await {
+            tracing::debug!(%error, "Redis's memory is not known");
+        }
+    }
+
+    async fn look_at(&mut self, shard: &mut Shard) -> Result<(), CallError> {
+        let begun = Instant::now();
+        let position = meta::find_or_make(&self.core, &mut self.link, shard.shard)
+            .await
+            .map_err(|error| CallError::Broken(error.to_string()))?;
+        let keys = Keyspace::new(shard.shard, position.epoch);
+        let sessions = self.sessions(&keys).await?;
+        let live: Vec<_> =
+            sessions.iter().filter(|state| !state.fenced).map(|state| (state.id, state.number)).collect();
+        // A look that took long is as bad as one that came late.
+        if begun.elapsed() > INTERVAL {
+            shard.seen.forget();
+        }
+        let limit = Duration::from_millis(self.core.settings.fence_after_ms);
+        for (session, number) in shard.seen.observe(position.epoch, &live, Instant::now(), limit) {
+            if let Some(ended) = end_session(&mut self.link, &keys, session, number).await? {
+                self.core.metrics.sessions_fenced.inc();
+                self.report(shard.shard, session, ended);
+            }
+        }
+        for half_done in sessions.iter().filter(|state| state.fenced) {
+            let ended = return_holds(&mut self.link, &keys, SessionId(half_done.id)).await?;
+            self.report(shard.shard, SessionId(half_done.id), ended);
+        }
+        self.expire_holds(&keys).await?;
+        self.park_idle(shard, &keys).await
+    }
+
+    fn report(&self, shard: u32, session: SessionId, ended: Ended) {
+        self.core.metrics.credits.with_label_values(&["abandoned"]).inc_by(ended.forfeited_micro);
+        tracing::warn!(
+            shard,
+            session = session.0,
+            forfeited_micro = ended.forfeited_micro,
+            unreadable = ended.unreadable,
+            "a dead session's holds were returned"
+        );
+    }
+
+    async fn sessions(&mut self, keys: &Keyspace) -> Result<Vec<State>, CallError> {
+        let mut command = Cmd::new();
+        command.arg("SMEMBERS").arg(keys.sessions());
+        let ids: Vec<u64> = texts(self.link.send(&command).await?).iter().filter_map(|id| id.parse().ok()).collect();
+        let ids = ids.get(..ids.len().min(SESSIONS_MAX)).unwrap_or_default();
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut command = Cmd::new();
+        command.arg("MGET");
+        for id in ids {
+            command.arg(keys.session(SessionId(*id)));
+        }
+        let Value::Array(values) = self.link.send(&command).await? else { return Ok(Vec::new()) };
+        let mut states = Vec::with_capacity(ids.len());
+        for (id, value) in ids.iter().zip(&values) {
+            match value {
+                Value::BulkString(bytes) => states.extend(state_of(*id, bytes)),
+                // Its marker has outlived its day.
+                _ => {
+                    let mut command = Cmd::new();
+                    command.arg("SREM").arg(keys.sessions()).arg(*id);
+                    self.link.send(&command).await?;
+                }
+            }
+        }
+        Ok(states)
+    }
+
+    async fn expire_holds(&mut self, keys: &Keyspace) -> Result<(), CallError> {
+        let mut command = Cmd::new();
+        command.arg("TIME");
+        let time = texts(self.link.send(&command).await?);
+        let now = match time.as_slice() {
+            [seconds, micros] => format!("{seconds}{micros:0>6}"),
+            _ => return Ok(()),
+        };
+        let mut command = Cmd::new();
+        command.arg("ZRANGEBYSCORE").arg(keys.holds()).arg(0).arg(now).arg("LIMIT").arg(0).arg(HOLDS_MAX);
+        let due = texts(self.link.send(&command).await?);
+        let mut replies = Vec::with_capacity(due.len());
+        for member in due {
+            let Some((record, account)) = hold_of(&member) else { continue };
+            let act = Act::ReleaseHold { record, expired_only: true };
+            replies.push((member, self.ledger.submit(Op { account, act })));
+        }
+        for (member, reply) in replies {
+            // The record is gone, or was finished before.
+            if let Ok(Answer::UnknownHold | Answer::Finished(_) | Answer::NotLoaded) = reply.await {
+                let mut command = Cmd::new();
+                command.arg("ZREM").arg(keys.holds()).arg(member);
+                self.link.send(&command).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Parks some accounts that nobody asked for in a long time. Their place is the store, once it knows all.
+    async fn park_idle(&mut self, shard: &mut Shard, keys: &Keyspace) -> Result<(), CallError> {
+        let prefix = format!("{}acct:", keys.prefix());
+        let mut command = Cmd::new();
+        command.arg("SCAN").arg(&shard.scan).arg("MATCH").arg(glob(&prefix)).arg("COUNT").arg(SCAN_COUNT);
+        let Value::Array(page) = self.link.send(&command).await? else { return Ok(()) };
+        let [Value::BulkString(next), names] = page.as_slice() else { return Ok(()) };
+        shard.scan = String::from_utf8_lossy(next).into_owned();
+        let idle_limit = self.core.settings.park_after_ms / 1_000;
+        let mut parked = 0;
+        for name in texts(names.clone()) {
+            let Some(account) = name.strip_prefix(&prefix).and_then(|id| AccountId::parse(id).ok()) else { continue };
+            let mut command = Cmd::new();
+            command.arg("OBJECT").arg("IDLETIME").arg(&name);
+            let idle = match self.link.send(&command).await? {
+                Value::Int(idle) => u64::try_from(idle).unwrap_or(0),
+                _ => 0,
+            };
+            if idle < idle_limit || parked >= PARK_MAX {
+                continue;
+            }
+            parked += 1;
+            self.park(account).await;
+        }
+        Ok(())
+    }
+
+    /// Writes off what is due, and drops the account if the store has all its events.
+    async fn park(&self, account: AccountId) {
+        let Ok(Answer::Balance(balance)) = self.ledger.submit(Op { account: account.clone(), act: Act::Sweep }).await
+        else {
+            return;
+        };
+        if let Ok(Some(state)) = self.core.source.load(&account).await
+            && state.seq == balance.seq
+        {
+            let act = Act::Park { flushed_seq: state.seq };
+            drop(self.ledger.submit(Op { account, act }).await);
+        }
+    }
+
+    async fn watch_memory(&mut self) -> Result<(), CallError> {
+        let info = info(&mut self.link, &["memory"]).await?;
+        let number = |name| field(&info, name).and_then(|value| value.parse::<u64>().ok()).unwrap_or(0);
+        let (used, max) = (number("used_memory"), number("maxmemory"));
+        let full = max > 0 && u128::from(used) * 100 >= u128::from(max) * u128::from(MEMORY_FULL_PERCENT);
+        let before = self.core.memory_full.swap(full, Ordering::Relaxed);
+        if full != before || !self.memory_known {
+            self.memory_known = true;
+            if full {
+                tracing::error!(used, max, "Redis's memory is nearly full: new work is refused");
+            }
+        }
+        Ok(())
+    }
+}
+
+struct State {
+    id: u64,
+    number: u64,
+    fenced: bool,
+}
+
+fn state_of(id: u64, bytes: &[u8]) -> Option<State> {
+    let mut reader = Reader::new(bytes);
+    reader.array().ok()?;
+    Some(State { id, number: reader.uint().ok()?, fenced: reader.flag().ok()? })
+}
+
+/// `<record>:<account>`
+fn hold_of(member: &str) -> Option<(RecordId, AccountId)> {
+    let (record, account) = member.split_once(':')?;
+    Some((RecordId(Uuid::try_parse(record).ok()?), AccountId::parse(account).ok()?))
+}
+
+/// The prefix as a pattern: its braces are no special characters in Redis's globs, its brackets would be.
+fn glob(prefix: &str) -> String {
+    format!("{prefix}*")
+}
+
+fn texts(value: Value) -> Vec<String> {
+    let text = |value| match value {
+        Value::BulkString(bytes) => String::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    };
+    match value {
+        Value::Array(values) | Value::Set(values) => values.into_iter().filter_map(text).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    fn look(watch: &mut Watch, at: Instant, number: u64) -> bool {
+        !watch.observe(1, &[(7, number)], at, LIMIT).is_empty()
+    }
+
+    #[test]
+    fn a_session_that_stands_still_is_found_after_the_limit() {
+        let (mut watch, begin) = (Watch::default(), Instant::now());
+        let found = (0..20).find(|second| look(&mut watch, begin + INTERVAL * *second, 5));
+        assert_eq!(found, Some(10));
+    }
+
+    #[test]
+    fn one_that_moves_is_never_found() {
+        let (mut watch, begin) = (Watch::default(), Instant::now());
+        assert!((0..60).all(|second| !look(&mut watch, begin + INTERVAL * second, u64::from(second / 9))));
+    }
+
+    /// A stalled Redis, or a stalled sweeper, fences nobody.
+    #[test]
+    fn a_late_look_begins_the_observation_anew() {
+        let (mut watch, begin) = (Watch::default(), Instant::now());
+        assert!((0..9).all(|second| !look(&mut watch, begin + INTERVAL * second, 5)));
+        let resumed = begin + Duration::from_secs(40);
+        assert!((0..9).all(|second| !look(&mut watch, resumed + INTERVAL * second, 5)));
+        assert!(look(&mut watch, resumed + LIMIT, 5) || look(&mut watch, resumed + LIMIT + INTERVAL, 5));
+    }
+
+    #[test]
+    fn a_new_epoch_begins_the_observation_anew() {
+        let (mut watch, begin) = (Watch::default(), Instant::now());
+        assert!((0..9).all(|second| !look(&mut watch, begin + INTERVAL * second, 5)));
+        assert!(watch.observe(2, &[(7, 5)], begin + LIMIT, LIMIT).is_empty());
+    }
+}

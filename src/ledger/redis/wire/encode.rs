@@ -1,0 +1,347 @@
+//! Operations on their way to `batch.lua`.
+
+use super::{Keyspace, NUMBER_MAX, Writer};
+use crate::ledger::{
+    AccountId, AccountState, Act, Change, GrantKind, Limits, Micros, Op, Parts, RecordId, RecordKey, Scope, SessionId,
+    TOKENS_MAX, limit_increment,
+};
+
+/// Steps of a limit, as `admit` reads them.
+const NO_LIMIT: i64 = -1;
+const NEVER_ADMITTED: i64 = -2;
+
+/// What a batch says besides its operations.
+#[derive(Debug, Clone, Copy)]
+pub struct Header {
+    pub session: SessionId,
+    /// The session's batches are numbered from 1.
+    pub number: u64,
+    /// Unflushed stream entries past which new work is refused.
+    pub max_backlog: u64,
+    /// Redis's memory is nearly full: new work is refused.
+    pub memory_full: bool,
+}
+
+/// A batch ready to be sent, as often as it takes: the same bytes each time.
+#[derive(Debug, Default)]
+pub struct Packed {
+    /// All keys in one text, and where each ends.
+    keys: String,
+    ends: Vec<usize>,
+    pub argument: Writer,
+    /// The accounts named, with the place of their key.
+    accounts: Vec<(AccountId, usize)>,
+}
+
+impl Packed {
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
+        (0..self.ends.len()).map(|index| {
+            let start = index.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
+            self.ends.get(index).and_then(|end| self.keys.get(start..*end)).unwrap_or_default()
+        })
+    }
+
+    /// Packs a batch into the buffers of an earlier one.
+    pub fn pack<'a>(&mut self, keys: &Keyspace, header: Header, ops: impl ExactSizeIterator<Item = &'a Op>) {
+        self.keys.clear();
+        self.ends.clear();
+        self.argument.0.clear();
+        self.accounts.clear();
+        for key in [keys.touched(header.session), keys.events(), keys.sessions(), keys.holds(), keys.meta()] {
+            self.push_key(&[&key]);
+        }
+        self.push_key(&[&keys.session(header.session)]);
+        let out = &mut self.argument;
+        out.array(7);
+        out.uint(header.session.0);
+        out.uint(header.number);
+        out.uint(keys.epoch);
+        out.uint(header.max_backlog.min(NUMBER_MAX));
+        out.flag(header.memory_full);
+        out.uint(keys.prefix().len() as u64);
+        out.array(ops.len());
+        for op in ops {
+            self.op(keys.prefix(), op);
+        }
+    }
+
+    /// Answers the place of the key among those after the fixed ones, counted from 1 as Lua does.
+    fn push_key(&mut self, parts: &[&str]) -> usize {
+        for part in parts {
+            self.keys.push_str(part);
+        }
+        self.ends.push(self.keys.len());
+        self.ends.len().saturating_sub(FIXED_KEYS)
+    }
+
+    fn account(&mut self, prefix: &str, account: &AccountId) -> usize {
+        if let Some((_, place)) = self.accounts.iter().find(|(known, _)| known == account) {
+            return *place;
+        }
+        let place = self.push_key(&[prefix, "acct:", account.as_str()]);
+        self.accounts.push((account.clone(), place));
+        place
+    }
+
+    fn record(&mut self, prefix: &str, record: RecordId, account: &AccountId) -> usize {
+        let mut buffer = uuid::Uuid::encode_buffer();
+        let id: &str = record.0.simple().encode_lower(&mut buffer);
+        self.shared_key(&[prefix, "rec:", id, ":", account.as_str()])
+    }
+
+    /// A key that another operation of the batch may have named already: each has one place only.
+    fn shared_key(&mut self, parts: &[&str]) -> usize {
+        let key: String = parts.concat();
+        let known = self.keys().position(|known| known == key);
+        match known {
+            Some(index) => (index + 1).saturating_sub(FIXED_KEYS),
+            None => self.push_key(&[&key]),
+        }
+    }
+
+    fn op(&mut self, prefix: &str, op: &Op) {
+        let account = self.account(prefix, &op.account);
+        let (record, ticket) = match &op.act {
+            Act::Ticket { .. } | Act::Load { .. } => (0, self.shared_key(&[prefix, "tick:", op.account.as_str()])),
+            act => (record_of(act).map_or(0, |id| self.record(prefix, id, &op.account)), 0),
+        };
+        let mut out = OpWriter { out: &mut self.argument, account, record, ticket };
+        out.act(&op.act);
+    }
+}
+
+/// Touched set, events, registry, API holds, meta, session.
+const FIXED_KEYS: usize = 6;
+
+struct OpWriter<'a> {
+    out: &'a mut Writer,
+    account: usize,
+    record: usize,
+    ticket: usize,
+}
+
+impl OpWriter<'_> {
+    /// `{account, code, arguments…}`; the codes are those of `dispatch` in batch.lua.
+    fn act(&mut self, act: &Act) {
+        match act {
+            Act::Reserve { amount, floor, tokens, limits } => {
+                self.head(1, 5);
+                self.out.int(amount.micro());
+                self.out.int(floor.micro());
+                self.limits(*tokens, limits);
+            }
+            Act::Extend { session, more, floor } => {
+                self.head(2, 3);
+                self.out.uint(session.0);
+                self.out.int(more.micro());
+                self.out.int(floor.micro());
+            }
+            Act::Settle { session, parts, actual, tokens_back_us, usage } => {
+                self.head(3, 5);
+                self.out.uint(session.0);
+                self.parts(parts);
+                self.out.int(actual.micro());
+                self.out.uint((*tokens_back_us).min(NUMBER_MAX));
+                self.out.bytes(usage);
+            }
+            Act::Shrink { session, parts } => {
+                self.head(4, 2);
+                self.out.uint(session.0);
+                self.parts(parts);
+            }
+            Act::Release { session, parts, tokens_back_us } => {
+                self.head(5, 3);
+                self.out.uint(session.0);
+                self.parts(parts);
+                self.out.uint((*tokens_back_us).min(NUMBER_MAX));
+            }
+            Act::Charge { actual, must, usage, record } => {
+                self.head(6, 6);
+                self.out.int(actual.micro());
+                self.out.flag(*must);
+                self.out.bytes(usage);
+                self.record(*record);
+            }
+            Act::Hold { record, amount, expires_in_us } => {
+                self.head(7, 6);
+                self.out.int(amount.micro());
+                self.out.uint((*expires_in_us).min(LONGEST_HOLD_US));
+                self.out.uint(0);
+                self.record(Some(*record));
+            }
+            Act::SettleHold { record, actual, usage } => {
+                self.head(8, 5);
+                self.out.int(actual.micro());
+                self.out.uint(0);
+                self.out.bytes(usage);
+                self.record_id(*record);
+            }
+            Act::ReleaseHold { record, expired_only } => {
+                self.head(9, 5);
+                self.out.flag(*expired_only);
+                self.out.uint(0);
+                self.out.uint(0);
+                self.record_id(*record);
+            }
+            Act::Apply { number, change } => self.change(*number, change),
+            Act::Ticket { ticket } => {
+                self.head(11, 2);
+                self.ticket(*ticket);
+            }
+            Act::Load { ticket, state } => {
+                self.head(12, 7);
+                self.ticket(*ticket);
+                self.state(state);
+            }
+            Act::Park { flushed_seq } => {
+                self.head(13, 1);
+                self.out.uint((*flushed_seq).min(NUMBER_MAX));
+            }
+            Act::Sweep => self.head(14, 0),
+            Act::Balance => self.head(15, 0),
+        }
+    }
+
+    fn head(&mut self, code: u8, arguments: usize) {
+        self.out.array(arguments + 2);
+        self.out.uint(self.account as u64);
+        self.out.uint(u64::from(code));
+    }
+
+    fn parts(&mut self, parts: &Parts) {
+        self.out.array(parts.len() * 2);
+        for (grant, amount) in parts {
+            self.out.uint(grant.0.min(NUMBER_MAX));
+            self.out.int(amount.micro());
+        }
+    }
+
+    fn limits(&mut self, tokens: u64, limits: &Limits) {
+        self.out.int(step(1, limits.requests_per_minute));
+        self.out.int(step(tokens, limits.tokens_per_minute));
+        self.out.uint(limits.concurrency.min(NUMBER_MAX));
+    }
+
+    fn record(&mut self, record: Option<RecordKey>) {
+        self.out.uint(self.record as u64);
+        self.out.bytes(record.as_ref().map_or(&[], |key| key.id.0.as_bytes()));
+        self.out.uint(record.map_or(0, |key| key.fingerprint.min(NUMBER_MAX)));
+    }
+
+    fn record_id(&mut self, record: RecordId) {
+        self.out.uint(self.record as u64);
+        self.out.bytes(record.0.as_bytes());
+    }
+
+    /// As bytes: it may be any number of 64 bits.
+    fn ticket(&mut self, ticket: u64) {
+        self.out.uint(self.ticket as u64);
+        self.out.bytes(&ticket.to_be_bytes());
+    }
+
+    fn change(&mut self, number: u64, change: &Change) {
+        let number = number.min(NUMBER_MAX);
+        let head = |writer: &mut Self, code: u8, arguments: usize| {
+            writer.head(10, arguments + 2);
+            writer.out.uint(number);
+            writer.out.uint(u64::from(code));
+        };
+        match change {
+            Change::Grant { kind, amount_micro, expires_at } => {
+                head(self, 3, 3);
+                self.out.int(*amount_micro);
+                self.out.uint(kind_code(*kind));
+                self.out.uint(instant(*expires_at));
+            }
+            Change::Revoke { grant, amount_micro } => {
+                head(self, 4, 2);
+                // -1 stands for all; a negative amount is refused there as it is by the model.
+                self.out.int(amount_micro.map_or(-1, |amount| if amount < 0 { -2 } else { amount }));
+                self.out.uint(grant.0.min(NUMBER_MAX));
+            }
+            Change::Rollover { from, cap_micro, kind, expires_at } => {
+                head(self, 5, 4);
+                self.out.int(*cap_micro);
+                self.out.uint(kind_code(*kind));
+                self.out.uint(instant(*expires_at));
+                self.out.uint(from.0.min(NUMBER_MAX));
+            }
+            Change::Freeze { scope } => {
+                head(self, 6, 1);
+                self.scope(*scope);
+            }
+            Change::Unfreeze { scope } => {
+                head(self, 7, 1);
+                self.scope(*scope);
+            }
+        }
+    }
+
+    fn scope(&mut self, scope: Scope) {
+        self.out.uint(match scope {
+            Scope::Account => 0,
+            Scope::Grant { grant } => grant.0.min(NUMBER_MAX),
+        });
+    }
+
+    /// Records stay behind: only the embedded ledger keeps them in the store.
+    fn state(&mut self, state: &AccountState) {
+        self.out.uint(state.seq.min(NUMBER_MAX));
+        self.out.uint(state.change.min(NUMBER_MAX));
+        self.out.flag(state.frozen);
+        self.out.int(state.debt_micro);
+        self.out.array(state.grants.len() * 5);
+        for grant in &state.grants {
+            self.out.uint(grant.id.0.min(NUMBER_MAX));
+            self.out.uint(kind_code(grant.kind));
+            self.out.int(grant.remaining_micro);
+            self.out.uint(instant(grant.expires_at));
+            self.out.flag(grant.frozen);
+        }
+    }
+}
+
+/// About 142 years, so that a time plus this is a number Lua counts exactly.
+const LONGEST_HOLD_US: Micros = NUMBER_MAX / 2;
+
+/// A grant's expiry, early enough that a minute can be added to it.
+fn instant(at: Micros) -> Micros {
+    at.min(NUMBER_MAX - 60_000_000)
+}
+
+fn record_of(act: &Act) -> Option<RecordId> {
+    match act {
+        Act::Charge { record, .. } => record.map(|key| key.id),
+        Act::Hold { record, .. } => Some(record.id),
+        Act::SettleHold { record, .. } | Act::ReleaseHold { record, .. } => Some(*record),
+        _ => None,
+    }
+}
+
+fn step(count: u64, per_minute: u64) -> i64 {
+    if per_minute == 0 {
+        NO_LIMIT
+    } else if count > per_minute {
+        NEVER_ADMITTED
+    } else {
+        i64::try_from(limit_increment(count.min(TOKENS_MAX), per_minute)).unwrap_or(NEVER_ADMITTED)
+    }
+}
+
+pub(super) fn kind_code(kind: GrantKind) -> u64 {
+    match kind {
+        GrantKind::Free => 1,
+        GrantKind::Plan => 2,
+        GrantKind::Topup => 3,
+        GrantKind::Promo => 4,
+        GrantKind::Adjust => 5,
+    }
+}
+
+/// One array of whole numbers: the argument of the smaller scripts.
+pub fn numbers(numbers: &[u64]) -> Vec<u8> {
+    let mut writer = Writer::default();
+    writer.array(numbers.len());
+    numbers.iter().for_each(|number| writer.uint(*number));
+    writer.0
+}
