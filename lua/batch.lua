@@ -81,16 +81,22 @@ local function dispatch(account, op)
   return {APPLIED}
 end
 
+-- A ticket is {number, until}; it stands until it is used or its time is over.
 local function without_account(op, place)
-  if op[2] == 11 then
+  local code = op[2]
+  if code ~= 11 and code ~= 12 then return {NOT_LOADED} end
+  local ticket = read(op[3])
+  local stands = ticket and now < ticket[2]
+  if code == 11 then
+    if stands then return {REFUSED} end
     unpacked[op[3]], dirty[op[3]], written_by[op[3]] = {op[4], now + TICKET_LIFE}, 'ticket', place
     return {TICKETED}
   end
-  if op[2] ~= 12 then return {NOT_LOADED} end
-  local ticket = read(op[3])
-  if not ticket or ticket[1] ~= op[4] or ticket[2] <= now then return {REFUSED} end
+  if not stands or ticket[1] ~= op[4] then return {REFUSED} end
   unpacked[op[3]], dirty[op[3]], written_by[op[3]] = false, 'ticket', place
-  unpacked[place], dirty[place] = loaded(op), 'account'
+  local account = loaded(op)
+  unpacked[place], dirty[place], name = account, 'account', name_of(place)
+  tidy(account, #events)
   return {LOADED}
 end
 

@@ -8,6 +8,8 @@ local values = redis.call('MGET', KEYS[1], KEYS[2])
 local meta = values[1] and cmsgpack.unpack(values[1])
 if not meta or meta[2] ~= request[3] then return -2 end
 local state = values[2] and cmsgpack.unpack(values[2])
+-- A session that never came, or whose first batch is still under way, is ended before it comes.
+if not state and request[2] == 0 then state = {0, 0, ''} end
 if not state then return -1 end
 if state[2] ~= 0 then return 1 end
 if state[1] ~= request[2] then return 0 end

@@ -498,57 +498,6 @@ pub enum LedgerError {
 pub enum Reply {
     Now(Option<Result<Answer, LedgerError>>),
     Later(oneshot::Receiver<Result<Answer, LedgerError>>),
-    /// On its way; what it took goes back when nobody reads it.
-    Returning(Returning),
-}
-
-/// The answer to a [`Act::Reserve`] or [`Act::Extend`] that is on its way. An answer that arrived and was never read is
-/// undone here; one that arrives later, by whoever finds its receiver gone.
-#[derive(Debug)]
-pub struct Returning {
-    receiver: oneshot::Receiver<Result<Answer, LedgerError>>,
-    undo: Option<Undo>,
-}
-
-#[derive(Debug)]
-struct Undo {
-    ledger: SharedLedger,
-    account: AccountId,
-    /// `None` for an extension.
-    tokens_back_us: Option<u64>,
-}
-
-impl Returning {
-    /// `op` is the operation whose answer `receiver` awaits; `ledger` is where it can be undone.
-    pub fn new(receiver: oneshot::Receiver<Result<Answer, LedgerError>>, op: &Op, ledger: SharedLedger) -> Returning {
-        let tokens_back_us = match &op.act {
-            Act::Reserve { tokens, limits, .. } => Some(limit_increment(*tokens, limits.tokens_per_minute)),
-            _ => None,
-        };
-        let undo = Some(Undo { ledger, account: op.account.clone(), tokens_back_us });
-        Returning { receiver, undo }
-    }
-}
-
-impl Drop for Returning {
-    fn drop(&mut self) {
-        let Some(undo) = self.undo.take() else { return };
-        self.receiver.close();
-        let Ok(Ok(Answer::Reserved(reserved))) = self.receiver.try_recv() else { return };
-        if let Some(act) = undoing(reserved, undo.tokens_back_us) {
-            drop(undo.ledger.submit(Op { account: undo.account, act }));
-        }
-    }
-}
-
-/// What gives back a reservation, or (without `tokens_back_us`) an extension.
-pub fn undoing(reserved: Reserved, tokens_back_us: Option<u64>) -> Option<Act> {
-    let Reserved { session, parts, .. } = reserved;
-    match tokens_back_us {
-        Some(tokens_back_us) => Some(Act::Release { session, parts, tokens_back_us }),
-        None if parts.is_empty() => None,
-        None => Some(Act::Shrink { session, parts }),
-    }
 }
 
 impl Reply {
@@ -576,13 +525,6 @@ impl Future for Reply {
             Reply::Now(result) => Poll::Ready(result.take().unwrap_or(Err(LedgerError::Unavailable))),
             Reply::Later(receiver) => {
                 Pin::new(receiver).poll(context).map(|result| result.unwrap_or(Err(LedgerError::Unavailable)))
-            }
-            Reply::Returning(returning) => {
-                let poll = Pin::new(&mut returning.receiver).poll(context);
-                if poll.is_ready() {
-                    returning.undo = None;
-                }
-                poll.map(|result| result.unwrap_or(Err(LedgerError::Unavailable)))
             }
         }
     }

@@ -17,8 +17,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const STORE_AGAIN: Duration = Duration::from_millis(500);
 /// A load that takes longer than its ticket stands is worth nothing.
 const LOAD_LIMIT: Duration = Duration::from_micros(TICKET_LIFE_US);
-/// Loads lost to others before the operations give up.
-const ATTEMPTS: u32 = 50;
+/// Looks before the operations give up: longer than a dead loader's ticket stands.
+const ATTEMPTS: u32 = 1_000;
 
 pub(crate) struct Loading {
     core: Arc<Core>,

@@ -165,7 +165,7 @@ struct Worker {
 impl Ledger for Worker {
     fn submit(&self, op: Op) -> Reply {
         match self.queues.get(shard_of(&op.account, self.queues.len())) {
-            Some(queue) => queue.enqueue(op),
+            Some(queue) => queue.submit(op),
             None => Reply::now(Err(LedgerError::Unavailable)),
         }
     }

@@ -1,7 +1,6 @@
 //! What waits for a session's next batch.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,9 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::Core;
-use crate::ledger::{
-    AccountId, AccountState, Act, Answer, Ledger, LedgerError, Op, Reply, Returning, Status, limit_increment, undoing,
-};
+use crate::ledger::{AccountId, AccountState, Act, Answer, LedgerError, Op, Reply, Reserved, Status, limit_increment};
 
 /// An operation and who waits for its answer.
 #[derive(Debug)]
@@ -79,12 +76,15 @@ impl Pending {
     pub(crate) fn answer(self, result: Result<Answer, LedgerError>) -> Option<Pending> {
         let To::Caller(sender) = self.to else { return None };
         let Err(Ok(Answer::Reserved(reserved))) = sender.send(result) else { return None };
-        let tokens_back_us = match &self.op.act {
-            Act::Reserve { tokens, limits, .. } => Some(limit_increment(*tokens, limits.tokens_per_minute)),
-            Act::Extend { .. } => None,
+        let Reserved { session, parts, .. } = reserved;
+        let act = match &self.op.act {
+            Act::Reserve { tokens, limits, .. } => {
+                let tokens_back_us = limit_increment(*tokens, limits.tokens_per_minute);
+                Act::Release { session, parts, tokens_back_us }
+            }
+            Act::Extend { .. } if !parts.is_empty() => Act::Shrink { session, parts },
             _ => return None,
         };
-        let act = undoing(reserved, tokens_back_us)?;
         Some(Pending { op: Op { account: self.op.account, act }, to: To::Nobody, reloaded: false })
     }
 }
@@ -102,16 +102,11 @@ impl Queue {
         }
     }
 
-    /// Submits; the answer is given back through `self` when nobody reads it.
-    pub(crate) fn enqueue(self: &Arc<Self>, op: Op) -> Reply {
+    pub(crate) fn submit(&self, op: Op) -> Reply {
         if is_new_work(&op.act) && self.status() == Status::Unavailable {
             return Reply::now(Err(LedgerError::Unavailable));
         }
         let (sender, receiver) = oneshot::channel();
-        let reply = match &op.act {
-            Act::Reserve { .. } | Act::Extend { .. } => Reply::Returning(Returning::new(receiver, &op, self.clone())),
-            _ => Reply::Later(receiver),
-        };
         let mut state = self.state.lock();
         if state.closed {
             return Reply::now(Err(LedgerError::Unavailable));
@@ -123,7 +118,7 @@ impl Queue {
         state.items.push_back(Item::Op(Pending { op, to: To::Caller(sender), reloaded: false }));
         drop(state);
         self.wake.notify_one();
-        reply
+        Reply::Later(receiver)
     }
 
     /// What a session tells itself.
@@ -156,21 +151,7 @@ impl Queue {
         self.backlogged.store(backlogged, Ordering::Relaxed);
     }
 
-    pub(crate) fn since_acknowledged(&self) -> Duration {
-        let at = Duration::from_millis(self.acknowledged_ms.load(Ordering::Relaxed));
-        self.begun.elapsed().saturating_sub(at)
-    }
-}
-
-/// One shard's session is a ledger of its own.
-impl Ledger for Queue {
-    fn submit(&self, op: Op) -> Reply {
-        // Only what was given back unread comes this way: owed, and nobody waits.
-        self.push(Item::Op(Pending { op, to: To::Nobody, reloaded: false }));
-        Reply::now(Err(LedgerError::Unavailable))
-    }
-
-    fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         if self.since_acknowledged() > Duration::from_millis(self.unacknowledged_limit_ms) {
             Status::Unavailable
         } else if self.backlogged.load(Ordering::Relaxed) {
@@ -178,6 +159,11 @@ impl Ledger for Queue {
         } else {
             Status::Ready
         }
+    }
+
+    pub(crate) fn since_acknowledged(&self) -> Duration {
+        let at = Duration::from_millis(self.acknowledged_ms.load(Ordering::Relaxed));
+        self.begun.elapsed().saturating_sub(at)
     }
 }
 

@@ -45,6 +45,15 @@ pub(crate) async fn end_session(
     session: SessionId,
     number: u64,
 ) -> Result<Option<Ended>, CallError> {
+    if !mark(link, keys, session, number).await? {
+        return Ok(None);
+    }
+    return_holds(link, keys, session).await.map(Some)
+}
+
+/// Marks a session as dead, so that none of its batches applies any more, if its last batch is `number`. Answers whether
+/// it is dead now.
+pub async fn mark(link: &mut Link, keys: &Keyspace, session: SessionId, number: u64) -> Result<bool, CallError> {
     let (meta, state) = (keys.meta(), keys.session(session));
     let argument = encode::numbers(&[session.0, number, keys.epoch]);
     let command = script::FENCE.command([meta.as_str(), state.as_str()].into_iter(), &argument);
@@ -53,14 +62,11 @@ pub(crate) async fn end_session(
         Err(CallError::Broken(_)) => link.call(&script::FENCE, &command).await?,
         marked => marked?,
     };
-    if marked != Value::Int(1) {
-        return Ok(None);
-    }
-    return_holds(link, keys, session).await.map(Some)
+    Ok(marked == Value::Int(1))
 }
 
 /// Returns what a marked session holds, in bounded chunks.
-async fn return_holds(link: &mut Link, keys: &Keyspace, session: SessionId) -> Result<Ended, CallError> {
+pub async fn return_holds(link: &mut Link, keys: &Keyspace, session: SessionId) -> Result<Ended, CallError> {
     let mut ended = Ended::default();
     loop {
         let mut command = Cmd::new();

@@ -5,6 +5,7 @@
 
 mod driver;
 mod model;
+mod redis;
 mod runner;
 mod steps;
 

@@ -1,0 +1,106 @@
+//! The scripts of the Redis ledger, driven batch by batch.
+
+use std::time::Duration;
+
+use faregate::ledger::redis::connection::{Connector, Link};
+use faregate::ledger::redis::wire::decode::{self, BatchReply};
+use faregate::ledger::redis::wire::encode::{self, Header, Packed};
+use faregate::ledger::redis::wire::{Keyspace, NUMBER_MAX};
+use faregate::ledger::redis::{script, sweeper};
+use faregate::ledger::{Event, Micros, Op, SessionId};
+use redis::{Cmd, Value};
+use tokio::runtime::Runtime;
+
+use super::driver::{BatchAnswer, Driver};
+use crate::support::Redis;
+
+/// The clock is Redis's, and never runs backwards: it stands where meta says until Redis's has come as far.
+const SET_CLOCK: &str = "local meta = cmsgpack.unpack(redis.call('GET', KEYS[1])) meta[5] = tonumber(ARGV[1]) \
+                         redis.call('SET', KEYS[1], cmsgpack.pack(meta))";
+
+pub(crate) struct RedisDriver {
+    /// Last but one to go.
+    link: Link,
+    runtime: Runtime,
+    keys: Keyspace,
+    packed: Packed,
+    /// The last entry read.
+    counter: u64,
+    _server: Redis,
+}
+
+impl RedisDriver {
+    pub(crate) fn start() -> RedisDriver {
+        let server = Redis::start();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let connector = Connector::new(&server.url(), Duration::from_secs(10)).unwrap();
+        let link = connector.link(prometheus::IntCounter::new("reconnects", "reconnects").unwrap());
+        let keys = Keyspace::new(0, 1);
+        RedisDriver { link, runtime, keys, packed: Packed::default(), counter: 0, _server: server }
+    }
+
+    fn send(&mut self, command: &Cmd) -> Value {
+        self.runtime.block_on(self.link.send(command)).unwrap()
+    }
+}
+
+impl Driver for RedisDriver {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
+
+    fn reset(&mut self) {
+        self.send(redis::cmd("FLUSHALL").arg("SYNC"));
+        self.counter = 0;
+        let (meta, events) = (self.keys.meta(), self.keys.events());
+        let keys = [meta.as_str(), events.as_str()].into_iter();
+        let command = script::OPEN.command(keys, &encode::numbers(&[self.keys.epoch, 1]));
+        self.runtime.block_on(self.link.call(&script::OPEN, &command)).unwrap();
+    }
+
+    fn set_clock(&mut self, now: Micros) {
+        self.send(redis::cmd("EVAL").arg(SET_CLOCK).arg(1).arg(self.keys.meta()).arg(now));
+    }
+
+    fn open(&mut self, _session: SessionId) {}
+
+    fn batch(&mut self, session: SessionId, number: u64, ops: &[Op]) -> BatchAnswer {
+        let header = Header { session, number, max_backlog: NUMBER_MAX, memory_full: false };
+        self.packed.pack(&self.keys, header, ops.iter());
+        let command = script::BATCH.command(self.packed.keys(), &self.packed.argument.0);
+        let bytes = self.runtime.block_on(self.link.call_bytes(&script::BATCH, &command)).unwrap();
+        match decode::batch(&bytes, session, ops.iter()).unwrap() {
+            BatchReply::Applied { answers, .. } => BatchAnswer::Answers(answers),
+            BatchReply::Fenced => BatchAnswer::Fenced,
+            BatchReply::Lost { reason } => panic!("the ledger lost its data: {reason}"),
+        }
+    }
+
+    fn fence(&mut self, session: SessionId, seen: u64) -> bool {
+        self.runtime.block_on(sweeper::mark(&mut self.link, &self.keys, session, seen)).unwrap()
+    }
+
+    fn abandon(&mut self, session: SessionId) {
+        let ended = self.runtime.block_on(sweeper::return_holds(&mut self.link, &self.keys, session)).unwrap();
+        assert_eq!(ended.unreadable, 0);
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        let after = format!("({}-0", self.counter);
+        let rows = self.send(redis::cmd("XRANGE").arg(self.keys.events()).arg(after).arg("+"));
+        let rows: Vec<(String, (String, Vec<u8>))> = redis::from_redis_value(rows).unwrap();
+        let mut events = Vec::new();
+        for (id, (_, bytes)) in rows {
+            self.counter += 1;
+            assert_eq!(id, format!("{}-0", self.counter), "the log has no holes");
+            events.extend(decode::entry(self.counter, &bytes).unwrap().events);
+        }
+        events
+    }
+}
+
+/// Every answer, every event and every balance of the scripts is the model's.
+#[test]
+fn the_scripts_say_what_the_model_says() {
+    super::check(&mut RedisDriver::start());
+}
