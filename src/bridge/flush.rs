@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
-use crate::ledger::{AccountId, Event, RecordState};
-use crate::store::{Cursor, FlushBatch, SharedStore, StoreError};
+use crate::ledger::log::{Cursor, Entries, EventLog, LogError};
+use crate::store::{FlushBatch, SharedStore, StoreError};
 use crate::telemetry::Metrics;
 
 /// The first wait after a failure; it doubles up to [`BACKOFF_MAX`].
@@ -17,51 +16,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// How long the log may take to drain once the process stops. What is left then is still in the log where that is
 /// durable (Redis); where it is not, the store was out of reach all the while.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(20);
-
-/// What a ledger emitted, in numbered entries, until it is acknowledged.
-#[async_trait]
-pub trait EventLog: Send + Sync + 'static {
-    /// Shards are numbered from 0.
-    fn shards(&self) -> u32;
-
-    /// Whether requests wait for the flush (group commit): then the next batch starts as soon as the last is done.
-    fn awaited(&self) -> bool;
-
-    /// Entries after `cursor`, oldest first, at most `limit`. With none there, waits up to `wait` for the first.
-    /// Reading takes nothing away: an entry stays until it is acknowledged.
-    async fn read(&self, shard: u32, cursor: Cursor, limit: usize, wait: Duration) -> Result<Entries, LogError>;
-
-    /// Entries up to the cursor are in the store: they may be dropped, and whoever waits for them may go on.
-    async fn acknowledge(&self, shard: u32, cursor: Cursor) -> Result<(), LogError>;
-}
-
-/// Consecutive entries of one shard's log.
-#[derive(Debug, Clone, Default)]
-pub struct Entries {
-    /// How many.
-    pub count: usize,
-    /// Number of the last; the cursor's own where there are none.
-    pub to: u64,
-    /// In the order of the log.
-    pub events: Vec<Event>,
-    /// Last batch number of each session in these entries (Redis only).
-    pub sessions: Vec<(u64, u64)>,
-    /// Records as they now stand (embedded ledger only).
-    pub records: Vec<(AccountId, RecordState)>,
-    /// Events in the log that are not in the store, these included.
-    pub backlog: u64,
-    /// Age of the oldest of them.
-    pub lag: Duration,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    #[error("the event log is out of reach: {0}")]
-    Unavailable(String),
-    /// Entries that the cursor expects are not there, or the log is of another epoch.
-    #[error("the event log lost entries: {0}")]
-    Lost(String),
-}
 
 #[derive(Debug, thiserror::Error)]
 enum FlushError {

@@ -8,6 +8,6 @@ pub mod flush;
 pub mod push;
 pub mod source;
 
-pub use flush::{Entries, EventLog, LogError};
+pub use crate::ledger::log::{Entries, EventLog, LogError};
 pub use push::{PushError, Pusher};
 pub use source::StoreSource;

@@ -6,8 +6,10 @@
 //! the ledger is out of reach, never "maybe".
 
 pub mod account;
+pub mod counters;
 pub mod embedded;
 pub mod hold;
+pub mod log;
 pub mod redis;
 
 use std::fmt;

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::config;
 use crate::credits::Credits;
+pub use crate::ledger::log::Cursor;
 use crate::ledger::{AccountId, AccountState, Change, Event, GrantId, GrantKind, Micros, RecordState};
 use crate::usage::Usage;
 
@@ -184,15 +185,6 @@ pub struct UsageRow {
     pub seq: u64,
     pub charged: Credits,
     pub usage: Usage,
-}
-
-/// How far a shard's events are in the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Cursor {
-    /// Raised when a ledger that lost its data begins anew.
-    pub epoch: u64,
-    /// Number of the last entry written.
-    pub counter: u64,
 }
 
 /// Entries of a shard's event log, in order, each with the events of one batch.

@@ -3,7 +3,7 @@
 
 use super::{Account, Context, Detail, Effect, Grant, Holder, LIMIT, held_by, micro};
 use crate::credits::Credits;
-use crate::ledger::{Event, EventKind, GrantId, Micros, Parts, SessionId, WRITE_OFF_AFTER_US};
+use crate::ledger::{Event, EventKind, GrantId, Micros, Parts, SessionId};
 
 impl Account {
     /// Takes `amount`, which the account can pay, in burn order.
@@ -120,8 +120,7 @@ impl Account {
         let now = context.now;
         let mut effect = Effect::default();
         for grant in &mut self.grants {
-            if grant.remaining > 0 && grant.expires_at > 0 && grant.expires_at.saturating_add(WRITE_OFF_AFTER_US) <= now
-            {
+            if grant.remaining > 0 && grant.write_off_due(now) {
                 effect.shift(grant.id, -grant.remaining);
                 effect.written_off += grant.remaining;
                 grant.remaining = 0;

@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 
 use super::{
     AccountId, AccountState, Act, Answer, Balance, Delta, Deltas, Event, GrantId, GrantKind, GrantState, Micros, Parts,
-    RecordId, RecordState, Reserved, SessionId,
+    RecordId, RecordState, Reserved, SessionId, WRITE_OFF_AFTER_US,
 };
 use crate::credits::Credits;
 
@@ -192,6 +192,11 @@ impl Account {
         forfeited
     }
 
+    /// Whether something expired long enough ago to be written off by a `Sweep`.
+    pub fn write_off_due(&self, now: Micros) -> bool {
+        self.grants.iter().any(|grant| grant.remaining > 0 && grant.write_off_due(now))
+    }
+
     pub fn seq(&self) -> u64 {
         self.seq
     }
@@ -295,6 +300,10 @@ impl Grant {
     /// A grant past its expiry is never drawn from.
     fn drawable(&self, now: Micros) -> bool {
         !self.frozen && (self.expires_at == 0 || self.expires_at > now)
+    }
+
+    fn write_off_due(&self, now: Micros) -> bool {
+        self.expires_at > 0 && self.expires_at.saturating_add(WRITE_OFF_AFTER_US) <= now
     }
 
     /// What stands for a grant of which nothing is left but what is held.

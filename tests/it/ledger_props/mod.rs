@@ -4,6 +4,7 @@
 //! sequence, cut down to the steps that matter; `FAREGATE_PROPERTY_SEED` runs that sequence alone.
 
 mod driver;
+mod embedded;
 mod model;
 mod redis;
 mod runner;
@@ -11,6 +12,7 @@ mod steps;
 
 pub(crate) use driver::Driver;
 
+use embedded::Embedded;
 use model::Model;
 use steps::Step;
 
@@ -78,4 +80,9 @@ fn shrink_batch(driver: &mut dyn Driver, steps: &mut Vec<Step>, failure: &mut St
 #[test]
 fn the_model_keeps_its_books() {
     check(&mut Model::default());
+}
+
+#[test]
+fn the_embedded_ledger_does_as_the_model_does() {
+    check(&mut Embedded::new());
 }

@@ -1,1 +1,0 @@
-//! The ledger in the process: the account model behind locks.

@@ -1,0 +1,198 @@
+//! Events on their way to the store, and who waits for them there.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tokio::sync::{Notify, oneshot};
+
+use super::Clock;
+use crate::ledger::log::{Cursor, Entries, EventLog, LogError};
+use crate::ledger::{AccountId, Answer, Event, LedgerError, Micros, RecordState};
+use crate::telemetry::Metrics;
+
+/// Number of an entry of this process, from 1; 0: before all.
+pub(super) type Position = u64;
+
+/// An answer that leaves once what it says is in the store.
+pub(super) struct Waiter {
+    pub sender: oneshot::Sender<Result<Answer, LedgerError>>,
+    pub answer: Answer,
+}
+
+/// The event log of the embedded ledger, in memory. Entries leave it once the store has them.
+///
+/// What it may hold is bounded by the ledger, which takes no new work past `max_backlog` events; beyond that only the
+/// settles of holds that are there already come in, and billing changes.
+pub struct Outbox {
+    state: Mutex<State>,
+    filled: Notify,
+    /// Events here. Beside the lock, so that every reserve can look.
+    backlog: AtomicU64,
+    /// When the oldest entry was made, by the ledger's clock; 0: none.
+    oldest: AtomicU64,
+    /// Up to here everything is in the store.
+    acknowledged: AtomicU64,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+}
+
+#[derive(Default)]
+struct State {
+    entries: VecDeque<Entry>,
+    /// Position of the last entry made.
+    last: Position,
+    /// Where the store's cursor stood when this process began: an entry's number is its position after that.
+    base: Option<Cursor>,
+    /// When the batch under way was read.
+    read_at: Option<Instant>,
+}
+
+struct Entry {
+    at: Micros,
+    events: Vec<Event>,
+    record: Option<(AccountId, RecordState)>,
+    waiters: SmallVec<[Waiter; 1]>,
+}
+
+impl Outbox {
+    pub(super) fn new(clock: Arc<dyn Clock>, metrics: Metrics) -> Outbox {
+        Outbox {
+            state: Mutex::default(),
+            filled: Notify::new(),
+            backlog: AtomicU64::new(0),
+            oldest: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+            clock,
+            metrics,
+        }
+    }
+
+    /// Adds what one operation did. Call with the account's lock held: that keeps each account's events in order.
+    pub(super) fn push(&self, at: Micros, events: Vec<Event>, record: Option<(AccountId, RecordState)>) -> Position {
+        let count = events.len() as u64;
+        let position = {
+            let mut state = self.state.lock();
+            state.last += 1;
+            if state.entries.is_empty() {
+                self.oldest.store(at.max(1), Ordering::Relaxed);
+            }
+            // Within the lock, so that an acknowledgement never subtracts first.
+            self.backlog.fetch_add(count, Ordering::Relaxed);
+            state.entries.push_back(Entry { at, events, record, waiters: SmallVec::new() });
+            state.last
+        };
+        self.filled.notify_one();
+        position
+    }
+
+    /// Answers the waiter once the entry is in the store; at once where it is.
+    pub(super) fn wait_for(&self, position: Position, waiter: Waiter) {
+        let mut state = self.state.lock();
+        let first = state.last - state.entries.len() as u64 + 1;
+        let entry = position.checked_sub(first).and_then(|index| state.entries.get_mut(index as usize));
+        match entry {
+            Some(entry) => entry.waiters.push(waiter),
+            None => drop(waiter.sender.send(Ok(waiter.answer))),
+        }
+    }
+
+    /// Up to where everything is in the store.
+    pub(super) fn acknowledged(&self) -> Position {
+        self.acknowledged.load(Ordering::Acquire)
+    }
+
+    /// Events that are not in the store yet.
+    pub fn backlog(&self) -> u64 {
+        self.backlog.load(Ordering::Relaxed)
+    }
+
+    /// How long the oldest entry has been waiting.
+    pub(super) fn lag_us(&self, now: Micros) -> Micros {
+        match self.oldest.load(Ordering::Relaxed) {
+            0 => 0,
+            at => now.saturating_sub(at),
+        }
+    }
+
+    /// Entries after the cursor, at most `limit`.
+    pub fn collect(&self, cursor: Cursor, limit: usize) -> Entries {
+        let mut state = self.state.lock();
+        let base = *state.base.get_or_insert(cursor);
+        let mut entries = Entries { to: cursor.counter, backlog: self.backlog(), ..Entries::default() };
+        entries.lag = Duration::from_micros(self.lag_us(self.clock.now()));
+        let first = state.last - state.entries.len() as u64 + 1;
+        let skip = (cursor.counter.saturating_sub(base.counter) + 1).saturating_sub(first) as usize;
+        for entry in state.entries.iter().skip(skip).take(limit) {
+            entries.count += 1;
+            entries.events.extend(entry.events.iter().cloned());
+            entries.records.extend(entry.record.clone());
+        }
+        entries.to += entries.count as u64;
+        if entries.count > 0 {
+            state.read_at = Some(Instant::now());
+        }
+        entries
+    }
+
+    /// Drops what the store has, and answers who waited for it.
+    pub fn acknowledge_up_to(&self, cursor: Cursor) {
+        let mut done = Vec::new();
+        let mut events = 0;
+        {
+            let mut state = self.state.lock();
+            let base = *state.base.get_or_insert(cursor);
+            let position = cursor.counter.saturating_sub(base.counter).min(state.last);
+            while state.entries.len() as u64 > state.last - position {
+                let Some(entry) = state.entries.pop_front() else { break };
+                events += entry.events.len() as u64;
+                done.push(entry);
+            }
+            self.backlog.fetch_sub(events, Ordering::Relaxed);
+            self.oldest.store(state.entries.front().map_or(0, |entry| entry.at.max(1)), Ordering::Relaxed);
+            self.acknowledged.fetch_max(position, Ordering::AcqRel);
+            if let Some(read_at) = state.read_at.take().filter(|_| !done.is_empty()) {
+                self.metrics.ledger_call_seconds.observe(read_at.elapsed().as_secs_f64());
+                self.metrics.ledger_batch_size.observe(done.len() as f64);
+            }
+            // A backlog that was worked off gives its memory back.
+            if state.entries.is_empty() && state.entries.capacity() > 4_096 {
+                state.entries.shrink_to(256);
+            }
+        }
+        for Waiter { sender, answer } in done.into_iter().flat_map(|entry| entry.waiters) {
+            // Whoever asked may have left: the settle stands all the same.
+            drop(sender.send(Ok(answer)));
+        }
+    }
+}
+
+#[async_trait]
+impl EventLog for Outbox {
+    fn shards(&self) -> u32 {
+        1
+    }
+
+    fn awaited(&self) -> bool {
+        true
+    }
+
+    async fn read(&self, _shard: u32, cursor: Cursor, limit: usize, wait: Duration) -> Result<Entries, LogError> {
+        let entries = self.collect(cursor, limit);
+        if entries.count > 0 || wait.is_zero() {
+            return Ok(entries);
+        }
+        // A push between the look above and here has left its permit.
+        drop(tokio::time::timeout(wait, self.filled.notified()).await);
+        Ok(self.collect(cursor, limit))
+    }
+
+    async fn acknowledge(&self, _shard: u32, cursor: Cursor) -> Result<(), LogError> {
+        self.acknowledge_up_to(cursor);
+        Ok(())
+    }
+}

@@ -1,0 +1,81 @@
+//! What a ledger emitted, in numbered entries, until the store has it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{AccountId, Event, RecordState};
+
+/// How far a shard's events are in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cursor {
+    /// Raised when a ledger that lost its data begins anew.
+    pub epoch: u64,
+    /// Number of the last entry written.
+    pub counter: u64,
+}
+
+/// Consecutive entries of one shard's log.
+#[derive(Debug, Clone, Default)]
+pub struct Entries {
+    /// How many.
+    pub count: usize,
+    /// Number of the last; the cursor's own where there are none.
+    pub to: u64,
+    /// In the order of the log.
+    pub events: Vec<Event>,
+    /// Last batch number of each session in these entries (Redis only).
+    pub sessions: Vec<(u64, u64)>,
+    /// Records as they now stand (embedded ledger only).
+    pub records: Vec<(AccountId, RecordState)>,
+    /// Events in the log that are not in the store, these included.
+    pub backlog: u64,
+    /// Age of the oldest of them.
+    pub lag: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LogError {
+    #[error("the event log is out of reach: {0}")]
+    Unavailable(String),
+    /// Entries that the cursor expects are not there, or the log is of another epoch.
+    #[error("the event log lost entries: {0}")]
+    Lost(String),
+}
+
+/// The event log of a ledger, read by the one flusher.
+#[async_trait]
+pub trait EventLog: Send + Sync + 'static {
+    /// Shards are numbered from 0.
+    fn shards(&self) -> u32;
+
+    /// Whether requests wait for the flush (group commit): then the next batch starts as soon as the last is done.
+    fn awaited(&self) -> bool;
+
+    /// Entries after `cursor`, oldest first, at most `limit`. With none there, waits up to `wait` for the first.
+    /// Reading takes nothing away: an entry stays until it is acknowledged.
+    async fn read(&self, shard: u32, cursor: Cursor, limit: usize, wait: Duration) -> Result<Entries, LogError>;
+
+    /// Entries up to the cursor are in the store: they may be dropped, and whoever waits for them may go on.
+    async fn acknowledge(&self, shard: u32, cursor: Cursor) -> Result<(), LogError>;
+}
+
+#[async_trait]
+impl<L: EventLog + ?Sized> EventLog for Arc<L> {
+    fn shards(&self) -> u32 {
+        (**self).shards()
+    }
+
+    fn awaited(&self) -> bool {
+        (**self).awaited()
+    }
+
+    async fn read(&self, shard: u32, cursor: Cursor, limit: usize, wait: Duration) -> Result<Entries, LogError> {
+        (**self).read(shard, cursor, limit, wait).await
+    }
+
+    async fn acknowledge(&self, shard: u32, cursor: Cursor) -> Result<(), LogError> {
+        (**self).acknowledge(shard, cursor).await
+    }
+}
