@@ -151,6 +151,15 @@ impl<'b> Event<'b> {
     }
 }
 
+impl Event<'_> {
+    /// Whether its data is all there, as far as JSON can tell.
+    pub(super) fn is_whole(&self) -> bool {
+        self.data.as_deref().is_some_and(|data| {
+            data.trim_ascii() == b"[DONE]" || serde_json::from_slice::<serde::de::IgnoredAny>(data).is_ok()
+        })
+    }
+}
+
 /// The value of a field, where the line is one of that name.
 fn field<'b>(line: &'b [u8], name: &[u8]) -> Option<&'b [u8]> {
     let rest = line.strip_prefix(name)?;

@@ -111,9 +111,11 @@ impl StreamMeter {
         if self.stage == Stage::Closed {
             return Bytes::new();
         }
-        // The upstream may have left out the blank line after its last event.
         let rest = self.splitter.rest();
-        if self.stage == Stage::Running && !rest.is_empty() && self.judge(&rest) != Verdict::Hide {
+        // The upstream may have left out the blank line after its last event; half an event says nothing.
+        let hidden =
+            self.stage == Stage::Running && Event::parse(&rest).is_whole() && self.judge(&rest) == Verdict::Hide;
+        if !hidden && !rest.is_empty() {
             self.withheld.push(rest);
         }
         self.stage = Stage::Closed;
