@@ -1,0 +1,190 @@
+//! How a connection to an upstream is made: TCP, TLS, and the HTTP version that both sides speak.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::uri;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::ServerName;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::body::{BoxError, ForwardBody};
+use super::worker::LocalTasks;
+use crate::config;
+
+/// Longest head of an answer.
+const MAX_HEAD_BYTES: usize = 256 * 1024;
+/// A quiet HTTP/2 connection is asked for a sign of life so often, and given up when none comes.
+const PING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// Where and how to connect.
+#[derive(Clone)]
+pub(super) struct Dial {
+    host: String,
+    port: u16,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+    /// As above, without offering HTTP/2.
+    tls_http1: Option<TlsConnector>,
+    h2c: bool,
+}
+
+impl std::fmt::Debug for Dial {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Dial({}:{}, tls: {})", self.host, self.port, self.tls.is_some())
+    }
+}
+
+/// Why TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("{path} cannot be read as PEM: {error}")]
+    Pem { path: String, error: rustls_pki_types::pem::Error },
+    #[error("the certificate or key is not usable: {0}")]
+    Rustls(#[from] rustls::Error),
+    #[error("`{0}` is not a name that a certificate can carry")]
+    Name(String),
+    #[error("`certificate` and `key` belong together")]
+    Half,
+}
+
+/// A connection, ready for requests.
+pub(super) enum Made {
+    Http1(http1::SendRequest<ForwardBody>),
+    Http2(http2::SendRequest<ForwardBody>),
+}
+
+/// Counts an open connection for as long as it lives.
+pub(super) struct Open(Rc<Cell<usize>>);
+
+impl Open {
+    pub(super) fn new(count: &Rc<Cell<usize>>) -> Open {
+        count.set(count.get() + 1);
+        Open(Rc::clone(count))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+impl Dial {
+    pub(super) fn new(
+        scheme: &uri::Scheme,
+        authority: &uri::Authority,
+        settings: &config::Upstream,
+    ) -> Result<Dial, TlsError> {
+        let https = *scheme == uri::Scheme::HTTPS;
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = authority.port_u16().unwrap_or(if https { 443 } else { 80 });
+        let (mut tls, mut tls_http1) = (None, None);
+        if https {
+            let name = ServerName::try_from(host.clone()).map_err(|_| TlsError::Name(host.clone()))?;
+            let config = client_config(settings)?;
+            let mut only_http1 = config.clone();
+            only_http1.alpn_protocols = vec![b"http/1.1".to_vec()];
+            tls = Some((TlsConnector::from(Arc::new(config)), name));
+            tls_http1 = Some(TlsConnector::from(Arc::new(only_http1)));
+        }
+        Ok(Dial { host, port, tls, tls_http1, h2c: settings.h2c && !https })
+    }
+
+    pub(super) async fn connect(&self, open: Open, tasks: &LocalTasks, upgrade: bool) -> Result<Made, BoxError> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        stream.set_nodelay(true)?;
+        let Some((connector, name)) = &self.tls else {
+            let http2 = self.h2c && !upgrade;
+            return handshake(stream, http2, open, tasks).await;
+        };
+        let connector = if upgrade { self.tls_http1.as_ref().unwrap_or(connector) } else { connector };
+        let stream = connector.connect(name.clone(), stream).await?;
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        handshake(stream, http2, open, tasks).await
+    }
+}
+
+async fn handshake<T>(stream: T, http2: bool, open: Open, tasks: &LocalTasks) -> Result<Made, BoxError>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    if http2 {
+        let mut builder = http2::Builder::new(tasks.clone());
+        builder.timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).max_header_list_size(MAX_HEAD_BYTES as u32);
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+        tasks.spawn(Counted { connection, _open: open });
+        Ok(Made::Http2(sender))
+    } else {
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(MAX_HEAD_BYTES);
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+        tasks.spawn(Counted { connection: connection.with_upgrades(), _open: open });
+        Ok(Made::Http1(sender))
+    }
+}
+
+/// Drives a connection. What goes wrong with it is told to the request that it carries.
+struct Counted<C> {
+    connection: C,
+    _open: Open,
+}
+
+impl<C: Future<Output = hyper::Result<()>> + Unpin> Future for Counted<C> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.connection).poll(context).map(drop)
+    }
+}
+
+fn client_config(settings: &config::Upstream) -> Result<rustls::ClientConfig, TlsError> {
+    let mut roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(path) = &settings.ca_file {
+        for certificate in read_certificates(path)? {
+            roots.add(certificate)?;
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// TLS towards clients, where a certificate is configured.
+pub(super) fn server_config(settings: &config::Tls) -> Result<Option<Arc<rustls::ServerConfig>>, TlsError> {
+    let (certificate, key) = match (&settings.certificate, &settings.key) {
+        (None, None) => return Ok(None),
+        (Some(certificate), Some(key)) => (certificate, key),
+        _ => return Err(TlsError::Half),
+    };
+    let chain = read_certificates(certificate)?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Some(Arc::new(config)))
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    all.map_err(|error| unreadable(path, error))
+}
+
+fn unreadable(path: &Path, error: rustls_pki_types::pem::Error) -> TlsError {
+    TlsError::Pem { path: path.display().to_string(), error }
+}

@@ -1,0 +1,296 @@
+//! What one request pays: taken before it rides, settled exactly once, however it ends.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::headers::Fares;
+use super::meter::Tally;
+use super::outcome::Outcome;
+use super::refusal::Refusal;
+use super::route::{Route, Uncharged};
+use super::worker::Worker;
+use crate::config::OnLedgerDown;
+use crate::credits::Credits;
+use crate::identity::principal::SharedPrincipal;
+use crate::ledger::hold::{self, Ask, Hold};
+use crate::ledger::{AccountId, Act, Op, Reply, Status};
+use crate::pricing::{Price, Tokens};
+use crate::usage::Usage;
+
+/// The status in the usage row of a request whose client did not wait for an answer.
+pub(super) const CLIENT_GONE: u16 = 499;
+
+/// How a request is paid.
+#[derive(Debug)]
+pub(super) enum Pay {
+    Hold(Hold),
+    /// Costs nothing and is recorded.
+    Free,
+    /// The ledger is out of reach and the route lets it ride: charged when the ledger is back.
+    Later(Uncharged),
+}
+
+/// What was taken for a request, and what is said about it in the answer.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    pub(super) pay: Pay,
+    pub(super) fares: Option<Fares>,
+}
+
+/// Takes credits for a request, or says why not.
+pub(super) async fn take(
+    worker: &Worker,
+    route: &Route,
+    principal: &SharedPrincipal,
+    ask: Ask,
+) -> Result<Ticket, Refusal> {
+    let asked = match worker.ledger.status() {
+        Status::Ready => {
+            let reserve = hold::reserve(&worker.ledger, &principal.account, ask);
+            let limit = Duration::from_millis(worker.shared.config.ledger.reserve_timeout_ms);
+            tokio::time::timeout(limit, reserve).await.unwrap_or(Err(hold::Refusal::Unavailable))
+        }
+        Status::Unavailable => Err(hold::Refusal::Unavailable),
+        Status::Backlogged => Err(hold::Refusal::Backlogged),
+    };
+    match asked {
+        Ok((hold, reserved)) => {
+            let held = hold.total();
+            worker.counters.reserved.inc_by(held.micro() as u64);
+            worker.shared.metrics.holds_in_flight.inc();
+            let fares = Fares::new(&reserved, held, ask.limits);
+            Ok(Ticket { pay: Pay::Hold(hold), fares: Some(fares) })
+        }
+        Err(hold::Refusal::Unavailable) if route.settings.on_ledger_down == OnLedgerDown::Allow => {
+            match route.uncharged() {
+                Some(leave) => Ok(Ticket { pay: Pay::Later(leave), fares: None }),
+                None => Err(Refusal::Ledger { refusal: hold::Refusal::Unavailable, asked: ask.amount }),
+            }
+        }
+        Err(refusal) => Err(Refusal::Ledger { refusal, asked: ask.amount }),
+    }
+}
+
+/// Who asks for what, as the usage row tells it.
+#[derive(Debug)]
+pub(super) struct Errand {
+    pub(super) request_id: Uuid,
+    pub(super) client_request_id: Option<String>,
+    pub(super) created_at_ms: u64,
+    pub(super) began: Instant,
+}
+
+/// A request's fare, from the moment credits were taken. Dropped unfinished it is given back where the request was never
+/// forwarded, and ends at nothing where it was.
+#[derive(Debug)]
+pub(super) struct Fare {
+    worker: Rc<Worker>,
+    pub(super) route: Rc<Route>,
+    account: AccountId,
+    pay: Option<Pay>,
+    pub(super) fares: Option<Fares>,
+    pub(super) price: Price,
+    usage: Usage,
+    began: Instant,
+    /// How long it took until the request was forwarded; `None` before.
+    before: Option<Duration>,
+    /// When the upstream had nothing more to say.
+    upstream_ended: Option<Instant>,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End {
+    pub(super) outcome: Outcome,
+    pub(super) status: u16,
+    pub(super) cost: Credits,
+    pub(super) tally: Option<Tally>,
+}
+
+impl End {
+    /// Nothing to pay.
+    pub(super) fn free(outcome: Outcome, status: u16) -> End {
+        End { outcome, status, cost: Credits::ZERO, tally: None }
+    }
+}
+
+impl Fare {
+    pub(super) fn new(
+        worker: &Rc<Worker>,
+        route: &Rc<Route>,
+        principal: &SharedPrincipal,
+        ticket: Ticket,
+        price: Price,
+        errand: Errand,
+    ) -> Fare {
+        let usage = Usage {
+            request_id: errand.request_id,
+            client_request_id: errand.client_request_id,
+            key_id: Some(principal.key_id.to_string()),
+            route: route.name.clone(),
+            created_at_ms: errand.created_at_ms,
+            ..Usage::default()
+        };
+        Fare {
+            worker: Rc::clone(worker),
+            route: Rc::clone(route),
+            account: principal.account.clone(),
+            pay: Some(ticket.pay),
+            fares: ticket.fares,
+            price,
+            usage,
+            began: errand.began,
+            before: None,
+            upstream_ended: None,
+        }
+    }
+
+    pub(super) fn worker(&self) -> &Rc<Worker> {
+        &self.worker
+    }
+
+    pub(super) fn request_id(&self) -> Uuid {
+        self.usage.request_id
+    }
+
+    /// What the request may cost before more must be reserved.
+    pub(super) fn held(&self) -> Option<Credits> {
+        match &self.pay {
+            Some(Pay::Hold(hold)) => Some(hold.total()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn describe(&mut self, model: Option<String>, streamed: bool) {
+        self.usage.model = model;
+        self.usage.streamed = streamed;
+    }
+
+    /// From here on the request counts as used, and has a row of its own.
+    pub(super) fn forwarding(&mut self) {
+        self.before = Some(self.began.elapsed());
+    }
+
+    pub(super) fn answered_by(&mut self, upstream: &str) {
+        self.usage.upstream = Some(upstream.to_owned());
+    }
+
+    pub(super) fn upstream_ended(&mut self) {
+        self.upstream_ended.get_or_insert_with(Instant::now);
+    }
+
+    /// Takes `more` into the hold, or as little as `floor`.
+    pub(super) async fn extend(&mut self, more: Credits, floor: Credits) -> bool {
+        let limit = Duration::from_millis(self.worker.shared.config.ledger.reserve_timeout_ms);
+        match &mut self.pay {
+            Some(Pay::Hold(hold)) => match tokio::time::timeout(limit, hold.extend(more, floor)).await {
+                Ok(Ok(taken)) => {
+                    self.worker.counters.reserved.inc_by(taken.micro() as u64);
+                    true
+                }
+                Ok(Err(_)) | Err(_) => false,
+            },
+            Some(Pay::Free | Pay::Later(_)) => true,
+            None => false,
+        }
+    }
+
+    /// Ends it. The settle is under way when this returns; the reply is its acknowledgement, and is there only when
+    /// something was charged: nobody needs to wait for nothing.
+    pub(super) fn finish(&mut self, end: End) -> Option<Reply> {
+        let pay = self.pay.take()?;
+        self.route.count(end.outcome);
+        let usage = self.usage(&end).encode();
+        let tokens = end.tally.map_or(Tokens::default(), |tally| tally.tokens);
+        let counters = &self.worker.counters;
+        counters.settled.inc_by(end.cost.micro() as u64);
+        if end.tally.is_some_and(|tally| !tally.reported) {
+            counters.estimated.inc_by(end.cost.micro() as u64);
+        }
+        let reply = match pay {
+            Pay::Hold(hold) => {
+                counters.released.inc_by(hold.total().saturating_sub(end.cost).micro() as u64);
+                self.worker.shared.metrics.holds_in_flight.dec();
+                hold.settle(end.cost, tokens.input.saturating_add(tokens.output), usage)
+            }
+            Pay::Free => self.charge(end.cost, usage),
+            Pay::Later(leave) => {
+                counters.uncharged.inc_by(end.cost.micro() as u64);
+                let reply = self.charge(end.cost, usage);
+                // Nobody waits for a ledger that is out of reach; the leave ends when the charge has arrived.
+                self.worker.rides.spawn(async move {
+                    let _ = reply.await;
+                    drop(leave);
+                });
+                return None;
+            }
+        };
+        (!end.cost.is_zero()).then_some(reply)
+    }
+
+    fn charge(&self, actual: Credits, usage: bytes::Bytes) -> Reply {
+        let act = Act::Charge { actual, must: true, usage, record: None };
+        self.worker.ledger.submit(Op { account: self.account.clone(), act })
+    }
+
+    fn usage(&mut self, end: &End) -> Usage {
+        let mut usage = std::mem::take(&mut self.usage);
+        self.usage.request_id = usage.request_id;
+        usage.status = end.status;
+        usage.latency_ms = self.began.elapsed().as_millis() as u64;
+        if let Some(tally) = end.tally {
+            usage.input_tokens = tally.tokens.input;
+            usage.cached_tokens = tally.tokens.cached;
+            usage.output_tokens = tally.tokens.output;
+            usage.estimated = !tally.reported;
+        }
+        tracing::debug!(
+            request_id = %usage.request_id,
+            route = usage.route,
+            upstream = usage.upstream,
+            status = usage.status,
+            outcome = end.outcome.as_str(),
+            cost = %end.cost,
+            latency_ms = usage.latency_ms,
+            "request"
+        );
+        usage
+    }
+
+    /// Notes how long the gateway itself took: until the request was forwarded, and from the upstream's last byte on.
+    pub(super) fn observe(&self) {
+        if let Some(before) = self.before {
+            let after = self.upstream_ended.map_or(Duration::ZERO, |ended| ended.elapsed());
+            self.route.added_latency.observe((before + after).as_secs_f64());
+        }
+    }
+
+    /// Waits for a settle's acknowledgement, but not for long: the answer's last bytes wait with it.
+    pub(super) async fn acknowledged(&self, reply: Option<Reply>) {
+        if let Some(reply) = reply {
+            let limit = Duration::from_millis(self.worker.shared.config.ledger.settle_wait_ms);
+            if !matches!(tokio::time::timeout(limit, reply).await, Ok(Ok(_))) {
+                self.worker.shared.metrics.unacknowledged_answers.inc();
+            }
+        }
+        self.observe();
+    }
+}
+
+impl Drop for Fare {
+    fn drop(&mut self) {
+        if self.pay.is_none() {
+            return;
+        }
+        if self.before.is_some() {
+            let outcome = if std::thread::panicking() { Outcome::Internal } else { self.worker.abandoned() };
+            drop(self.finish(End::free(outcome, CLIENT_GONE)));
+        } else if let Some(Pay::Hold(hold)) = self.pay.take() {
+            self.worker.counters.released.inc_by(hold.total().micro() as u64);
+            self.worker.shared.metrics.holds_in_flight.dec();
+            drop(hold.release());
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! A worker: a thread, its listener, its connections, and what its requests have in common.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroUsize;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioTimer;
+use hyper_util::server::conn::auto;
+use prometheus::IntCounter;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinSet, LocalSet};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::client_io::{Activity, ClientIo, Clocks};
+use super::id::Ids;
+use super::outcome::Outcome;
+use super::request;
+use super::route::{Network, Routes};
+use super::shed::Shed;
+use super::upstream::Upstream;
+use super::{GatewayError, GatewayParts, connect};
+use crate::config::Config;
+use crate::identity::Identity;
+use crate::ledger::{Connect, SharedLedger};
+use crate::telemetry::Metrics;
+
+/// Connections that the kernel keeps for us while we are busy.
+const BACKLOG: i32 = 1_024;
+/// How long to wait when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const PRUNE_INTERVAL: Duration = Duration::from_secs(1);
+/// A quiet HTTP/2 client is asked for a sign of life so often, and given up when none comes.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// hyper's own default; naming it would move its buffers from the stack to the heap.
+const DEFAULT_MAX_HEADERS: usize = 100;
+/// hyper accepts no smaller buffer.
+const MIN_HEADER_BYTES: usize = 8 * 1024;
+/// After the drain deadline: how long what is left may take to settle.
+const LAST_SETTLES: Duration = Duration::from_millis(250);
+/// How long the ledger may take to carry out what was submitted before the drain ended.
+const LEDGER_DRAIN: Duration = Duration::from_secs(5);
+
+/// What all workers of a replica share.
+pub(super) struct Shared {
+    pub(super) config: Arc<Config>,
+    pub(super) identity: Arc<Identity>,
+    pub(super) metrics: Metrics,
+    pub(super) shed: Shed,
+    pub(super) api: axum::Router,
+    ledgers: Arc<dyn Connect>,
+    network: Network,
+    tls: Option<TlsAcceptor>,
+    connections: Arc<Semaphore>,
+}
+
+impl Shared {
+    pub(super) fn new(parts: GatewayParts) -> Result<Shared, GatewayError> {
+        let GatewayParts { config, identity, ledgers, metrics, api } = parts;
+        Ok(Shared {
+            network: Network::new(&config, &metrics)?,
+            tls: connect::server_config(&config.tls)?.map(TlsAcceptor::from),
+            shed: Shed::new(&config.shed),
+            connections: Arc::new(Semaphore::new(config.server.max_connections.clamp(1, Semaphore::MAX_PERMITS))),
+            config,
+            identity,
+            metrics,
+            api,
+            ledgers,
+        })
+    }
+
+    pub(super) fn workers(&self) -> usize {
+        match self.config.workers {
+            0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            workers => workers,
+        }
+    }
+}
+
+/// Opens one worker's listener. All of them listen on one port, and the kernel spreads connections over them.
+pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Tasks of a worker's own thread, all of which are waited for or ended before the worker ends.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LocalTasks {
+    set: Rc<RefCell<JoinSet<()>>>,
+}
+
+impl LocalTasks {
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let mut set = self.set.borrow_mut();
+        // What ended is taken out as something begins, so the set never outgrows what is alive by much.
+        while set.try_join_next().is_some() {}
+        set.spawn_local(task);
+    }
+
+    /// Until none is left.
+    async fn wait(&self) {
+        std::future::poll_fn(|context| {
+            loop {
+                match self.set.borrow_mut().poll_join_next(context) {
+                    Poll::Ready(Some(_)) => {}
+                    Poll::Ready(None) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await;
+    }
+
+    async fn end(&self) {
+        self.set.borrow_mut().abort_all();
+        self.wait().await;
+    }
+}
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalTasks {
+    fn execute(&self, task: F) {
+        self.spawn(task);
+    }
+}
+
+/// Counters that every request moves.
+#[derive(Debug)]
+pub(super) struct Counters {
+    pub(super) reserved: IntCounter,
+    pub(super) settled: IntCounter,
+    pub(super) released: IntCounter,
+    pub(super) estimated: IntCounter,
+    pub(super) uncharged: IntCounter,
+}
+
+/// What a worker's requests have in common.
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) ledger: SharedLedger,
+    pub(super) routes: Routes,
+    pub(super) ids: Ids,
+    pub(super) counters: Counters,
+    /// What goes on without a client: answers read to their end, tunnels, late charges.
+    pub(super) rides: LocalTasks,
+    closing: Cell<bool>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Worker")
+    }
+}
+
+impl Worker {
+    /// Past the drain deadline: nothing new is begun on anyone's behalf.
+    pub(super) fn closing(&self) -> bool {
+        self.closing.get()
+    }
+
+    /// Why a request is dropped.
+    pub(super) fn abandoned(&self) -> Outcome {
+        if self.closing() { Outcome::Drained } else { Outcome::ClientGone }
+    }
+}
+
+/// Whose request it is, as far as the network knows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer {
+    pub(super) address: SocketAddr,
+    pub(super) https: bool,
+}
+
+/// A worker's whole life, on the calling thread.
+pub(super) fn run(shared: &Arc<Shared>, listener: TcpListener, stop: &CancellationToken) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = LocalSet::new();
+    let result = local.block_on(&runtime, serve(shared, listener, stop));
+    drop(local);
+    runtime.shutdown_timeout(LAST_SETTLES);
+    result
+}
+
+async fn serve(shared: &Arc<Shared>, listener: TcpListener, stop: &CancellationToken) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let (ledger_tasks, ledger_stop) = (TaskTracker::new(), CancellationToken::new());
+    let ledger = shared.ledgers.connect(&ledger_tasks, ledger_stop.clone());
+    let wires = LocalTasks::default();
+    let credits = |what: &str| shared.metrics.credits.with_label_values(&[what]);
+    let worker = Rc::new(Worker {
+        routes: Routes::new(&shared.network, |target| {
+            Upstream::new(Arc::clone(target), wires.clone(), &shared.metrics)
+        }),
+        counters: Counters {
+            reserved: credits("reserved"),
+            settled: credits("settled"),
+            released: credits("released"),
+            estimated: credits("estimated"),
+            uncharged: credits("uncharged"),
+        },
+        ids: Ids::new(),
+        rides: LocalTasks::default(),
+        closing: Cell::new(false),
+        shared: Arc::clone(shared),
+        ledger,
+    });
+    let connections = LocalTasks::default();
+    tokio::select! {
+        () = accept(&worker, &listener, &connections, stop) => {}
+        () = prune(&worker) => {}
+    }
+    drop(listener);
+    drain(&worker, &connections).await;
+    for upstream in worker.routes.upstreams() {
+        upstream.close();
+    }
+    wires.end().await;
+    drop(worker);
+    ledger_stop.cancel();
+    ledger_tasks.close();
+    if timeout(LEDGER_DRAIN, ledger_tasks.wait()).await.is_err() {
+        tracing::warn!("the ledger did not take everything before the worker ended");
+    }
+    Ok(())
+}
+
+/// Lets what is in flight end, until the deadline; then settles it as it stands.
+async fn drain(worker: &Rc<Worker>, connections: &LocalTasks) {
+    let deadline = Duration::from_millis(worker.shared.config.server.drain_timeout_ms);
+    let everything = async {
+        connections.wait().await;
+        worker.rides.wait().await;
+    };
+    if timeout(deadline, everything).await.is_ok() {
+        return;
+    }
+    tracing::warn!("the drain deadline has passed: settling what is left as it was delivered");
+    worker.closing.set(true);
+    connections.end().await;
+    // A hold that was being extended comes back first.
+    if timeout(LAST_SETTLES, worker.rides.wait()).await.is_err() {
+        worker.rides.end().await;
+    }
+}
+
+async fn prune(worker: &Worker) {
+    let mut interval = tokio::time::interval(PRUNE_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        for upstream in worker.routes.upstreams() {
+            upstream.prune();
+        }
+    }
+}
+
+async fn accept(
+    worker: &Rc<Worker>,
+    listener: &tokio::net::TcpListener,
+    connections: &LocalTasks,
+    stop: &CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "no connection could be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        // Beyond the limit one connection waits here, and the others in the kernel.
+        let permit = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            permit = Arc::clone(&worker.shared.connections).acquire_owned() => permit,
+        };
+        let Ok(permit) = permit else { return };
+        let seat = Seat::new(worker, connections, stop, permit);
+        connections.spawn(seat.connection(stream, address));
+    }
+}
+
+/// One client's connection.
+struct Seat {
+    worker: Rc<Worker>,
+    connections: LocalTasks,
+    stop: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.worker.shared.metrics.client_connections.dec();
+    }
+}
+
+impl Seat {
+    fn new(
+        worker: &Rc<Worker>,
+        connections: &LocalTasks,
+        stop: &CancellationToken,
+        permit: OwnedSemaphorePermit,
+    ) -> Seat {
+        worker.shared.metrics.client_connections.inc();
+        Seat { worker: Rc::clone(worker), connections: connections.clone(), stop: stop.clone(), _permit: permit }
+    }
+
+    async fn connection(self, stream: TcpStream, address: SocketAddr) {
+        // A socket that does not take the option is served all the same.
+        let _ = stream.set_nodelay(true);
+        let limit = Duration::from_millis(self.worker.shared.config.server.header_timeout_ms);
+        match self.worker.shared.tls.clone() {
+            None => self.serve(stream, Peer { address, https: false }).await,
+            Some(acceptor) => {
+                let stopped = self.stop.clone();
+                let handshake = timeout(limit, acceptor.accept(stream));
+                let stream = tokio::select! {
+                    biased;
+                    done = handshake => done,
+                    () = stopped.cancelled() => return,
+                };
+                match stream {
+                    Ok(Ok(stream)) => self.serve(stream, Peer { address, https: true }).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                    Err(_) => tracing::debug!("a TLS handshake took too long"),
+                }
+            }
+        }
+    }
+
+    async fn serve<S>(self, stream: S, peer: Peer)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let settings = &self.worker.shared.config.server;
+        let activity = Activity::new();
+        let io = ClientIo::new(stream, Arc::clone(&activity), Clocks::new(settings));
+        let mut builder = auto::Builder::new(self.connections.clone());
+        builder
+            .http1()
+            .max_buf_size(settings.max_header_bytes.max(MIN_HEADER_BYTES))
+            // The connection has its own clock, which costs less than a timer a request.
+            .header_read_timeout(None);
+        if settings.max_headers != DEFAULT_MAX_HEADERS {
+            builder.http1().max_headers(settings.max_headers);
+        }
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(settings.http2_max_streams)
+            .max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(PING_INTERVAL);
+        let worker = Rc::clone(&self.worker);
+        let service = service_fn(move |request: Request<Incoming>| {
+            request::answer(Rc::clone(&worker), peer, Arc::clone(&activity), request)
+        });
+        let connection = builder.serve_connection_with_upgrades(io, service);
+        let mut connection = std::pin::pin!(connection);
+        let mut stopped = std::pin::pin!(self.stop.cancelled());
+        let mut stopping = false;
+        let driven = std::future::poll_fn(|context| {
+            if let Poll::Ready(result) = connection.as_mut().poll(context) {
+                return Poll::Ready(result);
+            }
+            if !stopping && stopped.as_mut().poll(context).is_ready() {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+                return connection.as_mut().poll(context);
+            }
+            Poll::Pending
+        });
+        // A panic in a body ends its own connection; the hook has counted it, dropping has settled it.
+        if let Ok(Err(error)) = AssertUnwindSafe(driven).catch_unwind().await {
+            tracing::debug!(%error, "a connection ended early");
+        }
+    }
+}
