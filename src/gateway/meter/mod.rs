@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod endpoint;
+pub mod invariants;
 pub mod request;
 pub mod stream;
 
