@@ -1,6 +1,6 @@
 //! Whether a billing change may be stored, and what is written with it: decided once for both stores.
 
-use super::common::{self};
+use super::common;
 use super::{ChangeRow, NewChange, NewUser, StoreError, StoreResult, UserStatus};
 use crate::credits::Credits;
 use crate::ledger::{Change, GrantId, GrantKind, Micros, Scope};
@@ -65,7 +65,10 @@ pub(super) fn plan(new: &NewChange, facts: &Facts) -> StoreResult<Plan> {
     let mut plan = Plan { number, payload, grant: None, status: None, action: "" };
     let limit = Credits::INPUT_LIMIT.micro();
     let planned = |kind, amount, expires_at| {
-        Some(PlannedGrant { kind, amount, expires_at: (expires_at > 0).then_some(expires_at) })
+        if expires_at >= common::TIME_MAX_US {
+            return Err(StoreError::Invalid("the expiry of a grant"));
+        }
+        Ok(Some(PlannedGrant { kind, amount, expires_at: (expires_at > 0).then_some(expires_at) }))
     };
     match &new.change {
         Change::Grant { kind, amount_micro, expires_at } => {
@@ -75,7 +78,7 @@ pub(super) fn plan(new: &NewChange, facts: &Facts) -> StoreResult<Plan> {
             if *amount_micro > limit - facts.remaining {
                 return Err(conflict("the account would hold too many credits"));
             }
-            plan.grant = planned(*kind, *amount_micro, *expires_at);
+            plan.grant = planned(*kind, *amount_micro, *expires_at)?;
             plan.action = "credits.grant";
         }
         Change::Revoke { amount_micro, .. } => {
@@ -96,7 +99,7 @@ pub(super) fn plan(new: &NewChange, facts: &Facts) -> StoreResult<Plan> {
                 return Err(StoreError::Invalid("the cap of a rollover"));
             }
             // How much moves only the ledger knows; its event says it.
-            plan.grant = planned(*kind, 0, *expires_at);
+            plan.grant = planned(*kind, 0, *expires_at)?;
             plan.action = "credits.rollover";
         }
         Change::Freeze { scope } => {

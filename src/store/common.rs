@@ -25,8 +25,8 @@ pub(super) const RECORD_GRACE_US: Micros = 3600 * 1_000_000;
 pub(super) const SESSION_KEPT_US: Micros = 30 * 24 * 3600 * 1_000_000;
 /// Texts in a usage row are cut here, in bytes: none of them comes from a trusted place.
 const USAGE_TEXT_MAX: usize = 512;
-/// The first millisecond of the year 10000, which no store shows.
-const CREATED_MS_MAX: u64 = 253_402_300_800_000;
+/// The first microsecond of the year 10000: no store keeps later times.
+pub(super) const TIME_MAX_US: Micros = 253_402_300_800_000_000;
 
 pub(super) fn now() -> Micros {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -179,7 +179,7 @@ impl UsageColumns {
             return Ok(None);
         }
         let mut usage = Usage::decode(&event.usage).map_err(|error| error.to_string())?;
-        if usage.created_at_ms >= CREATED_MS_MAX {
+        if usage.created_at_ms >= TIME_MAX_US / 1_000 {
             return Err("created_at_ms lies beyond the year 9999".to_owned());
         }
         let count = |name: &str, value: u64| i64::try_from(value).map_err(|_| format!("{name} is too large"));

@@ -8,6 +8,9 @@ type Step = (&'static str, &'static str);
 
 pub(super) const SQLITE: &[Step] = &[("V1__foundation", include_str!("../../migrations/sqlite/V1__foundation.sql"))];
 
+pub(super) const POSTGRES: &[Step] =
+    &[("V1__foundation", include_str!("../../migrations/postgres/V1__foundation.sql"))];
+
 /// Where refinery keeps what was applied.
 pub(super) const HISTORY_TABLE: &str = "refinery_schema_history";
 

@@ -35,7 +35,7 @@ pub async fn connect(settings: &config::Store, data_dir: &Path) -> StoreResult<S
         let store = opened.map_err(|error| StoreError::Unavailable(error.to_string()))??;
         return Ok(Arc::new(store));
     }
-    Err(StoreError::Unavailable("Postgres is not built in".to_owned()))
+    Ok(Arc::new(postgres::PostgresStore::connect(settings)?))
 }
 
 /// As [`connect`], with the schema this program needs: brought up to date, or only checked with `migrate = false`.

@@ -17,22 +17,38 @@ use faregate::store::{
 use faregate::usage::Usage;
 use uuid::Uuid;
 
+use crate::support::Postgres;
+
 /// A store under test.
 struct Under {
     store: SharedStore,
     settings: config::Store,
     dir: tempfile::TempDir,
+    /// `None`: SQLite.
+    server: Option<Postgres>,
 }
 
 impl Under {
-    async fn open(settings: config::Store) -> Under {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store::open(&settings, dir.path()).await.unwrap();
-        Under { store, settings, dir }
+    async fn sqlite() -> Under {
+        Under::open(None).await
     }
 
-    async fn sqlite() -> Under {
-        Under::open(config::Store::default()).await
+    async fn postgres() -> Under {
+        Under::open(Some(tokio::task::spawn_blocking(Postgres::start).await.unwrap())).await
+    }
+
+    async fn open(server: Option<Postgres>) -> Under {
+        let under = Under::connect(server).await;
+        under.store.migrate().await.unwrap();
+        under
+    }
+
+    async fn connect(server: Option<Postgres>) -> Under {
+        let url = server.as_ref().map(Postgres::url).unwrap_or_default();
+        let settings = config::Store { url, ..config::Store::default() };
+        let dir = tempfile::tempdir().unwrap();
+        let store = store::connect(&settings, dir.path()).await.unwrap();
+        Under { store, settings, dir, server }
     }
 
     async fn reopen(&mut self) {
@@ -42,9 +58,7 @@ impl Under {
 
     /// Another store of the same kind, empty and not migrated.
     async fn beside(&self) -> Under {
-        let (dir, settings) = (tempfile::tempdir().unwrap(), self.settings.clone());
-        let store = store::connect(&settings, dir.path()).await.unwrap();
-        Under { store, settings, dir }
+        Under::connect(self.server.as_ref().map(|_| Postgres::start())).await
     }
 
     /// Runs statements beside the store; the rows of the last one, columns joined by `|`.
@@ -53,7 +67,12 @@ impl Under {
     }
 
     fn try_sql(&self, sql: &str) -> Result<Vec<String>, String> {
-        sqlite(&self.dir.path().join(store::SQLITE_FILE), sql).map_err(|error| error.to_string())
+        if self.server.is_none() {
+            return sqlite(&self.dir.path().join(store::SQLITE_FILE), sql).map_err(|error| error.to_string());
+        }
+        let asking = postgres(&self.settings.url, sql);
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(asking))
+            .map_err(|error| error.to_string())
     }
 
     fn number(&self, sql: &str) -> i64 {
@@ -62,16 +81,45 @@ impl Under {
 
     /// From now on the store refuses usage of this model.
     fn poison(&self, model: &str) {
-        self.sql(&format!(
-            "CREATE TRIGGER poison BEFORE INSERT ON usage_logs WHEN new.model = '{model}'
-                BEGIN SELECT RAISE(ABORT, 'poisoned'); END"
-        ));
+        self.sql(&match self.server {
+            None => format!(
+                "CREATE TRIGGER poison BEFORE INSERT ON usage_logs WHEN new.model = '{model}'
+                    BEGIN SELECT RAISE(ABORT, 'poisoned'); END"
+            ),
+            Some(_) => format!(
+                "CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS
+                    $$ BEGIN IF new.model = '{model}' THEN RAISE 'poisoned'; END IF; RETURN new; END $$;
+                CREATE TRIGGER poison BEFORE INSERT ON usage_logs FOR EACH ROW EXECUTE FUNCTION poison()"
+            ),
+        });
     }
 
     /// Makes every row of a table older.
     fn age(&self, table: &str, column: &str, seconds: u64) {
-        self.sql(&format!("UPDATE {table} SET {column} = {column} - {seconds} * 1000000"));
+        self.sql(&match self.server {
+            None => format!("UPDATE {table} SET {column} = {column} - {seconds} * 1000000"),
+            Some(_) => format!("UPDATE {table} SET {column} = {column} - interval '{seconds} seconds'"),
+        });
     }
+}
+
+async fn postgres(url: &str, sql: &str) -> Result<Vec<String>, tokio_postgres::Error> {
+    use tokio_postgres::SimpleQueryMessage;
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+    let asking = async {
+        let answer = client.simple_query(sql).await;
+        drop(client);
+        answer
+    };
+    let (answer, _) = tokio::join!(asking, connection);
+    let mut rows = Vec::new();
+    for message in answer? {
+        if let SimpleQueryMessage::Row(row) = message {
+            let columns = (0..row.len()).map(|index| row.get(index).unwrap_or(""));
+            rows.push(columns.collect::<Vec<_>>().join("|"));
+        }
+    }
+    Ok(rows)
 }
 
 fn sqlite(file: &Path, sql: &str) -> rusqlite::Result<Vec<String>> {
@@ -101,6 +149,9 @@ macro_rules! suite {
     ($($name:ident),* $(,)?) => {
         mod in_sqlite {
             $(#[tokio::test(flavor = "multi_thread")] async fn $name() { super::$name(super::Under::sqlite().await).await; })*
+        }
+        mod in_postgres {
+            $(#[tokio::test(flavor = "multi_thread")] async fn $name() { super::$name(super::Under::postgres().await).await; })*
         }
     };
 }
@@ -200,7 +251,7 @@ fn batch(from: u64, events: Vec<Event>) -> FlushBatch {
 }
 
 fn dead(under: &Under) -> Vec<String> {
-    under.sql("SELECT user_id, seq, reason FROM dead_letters ORDER BY id")
+    under.sql("SELECT user_id, seq, reason FROM dead_letters ORDER BY user_id, seq, id")
 }
 
 /// Every account's books: what was granted, less what was used and written off, is what is there, less what is owed.
@@ -288,7 +339,7 @@ async fn a_poisoned_event_stops_none_behind_it(under: Under) {
     let events = vec![settled("b", 4, 1, 70), poisoned, settled("a", 6, 1, 80), settled("b", 5, 1, 90)];
     let flushed = under.store.flush(batch(3, events)).await.unwrap();
     assert_eq!(flushed, Flushed { usage_rows: 3, dead_letters: 1 });
-    assert_eq!(dead(&under).last().unwrap(), "a|5|refused");
+    assert!(dead(&under).contains(&"a|5|refused".to_owned()));
     assert_eq!(under.sql("SELECT balance, seq FROM credits ORDER BY user_id"), ["4999800|6", "4999750|5"]);
     assert_books(&under);
 }
