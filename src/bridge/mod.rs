@@ -6,8 +6,10 @@
 
 pub mod flush;
 pub mod push;
+pub mod redis;
 pub mod source;
 
 pub use crate::ledger::log::{Entries, EventLog, LogError};
 pub use push::{PushError, Pusher};
+pub use redis::{RedisEvents, StoreEpochs};
 pub use source::StoreSource;

@@ -42,6 +42,12 @@ impl NewKey {
         Ok(NewKey { text: Secret::new(text), kind })
     }
 
+    /// A key made before; `None` when the text is no key.
+    pub fn from_text(text: Secret) -> Option<NewKey> {
+        let kind = parse(text.reveal())?;
+        Some(NewKey { text, kind })
+    }
+
     /// The row to store. `user` is `None` for service keys.
     pub fn row(&self, id: String, user: Option<AccountId>, name: String, created_at: Micros) -> KeyRow {
         let text = self.text.reveal();

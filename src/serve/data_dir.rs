@@ -112,12 +112,12 @@ impl DataDir {
         }
     }
 
-    pub fn demo_key(&self) -> Result<Option<String>, Failure> {
-        self.read(DEMO_KEY)
+    pub fn demo_key(&self) -> Result<Option<Secret>, Failure> {
+        Ok(self.read(DEMO_KEY)?.map(Secret::new))
     }
 
-    pub fn keep_demo_key(&self, key: &str) -> Result<(), Failure> {
-        self.write(DEMO_KEY, key)
+    pub fn keep_demo_key(&self, key: &Secret) -> Result<(), Failure> {
+        self.write(DEMO_KEY, key.reveal())
     }
 
     fn read(&self, name: &str) -> Result<Option<String>, Failure> {

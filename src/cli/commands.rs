@@ -1,0 +1,165 @@
+//! The commands that ask something: each is one call of the admin API.
+
+use http::Method;
+use serde::Serialize;
+
+use super::admin::{self, Admin, Call};
+use super::{Command, GrantArgs, KeyCommand, PageArgs, UserCommand, show};
+use crate::config::Config;
+use crate::credits::Credits;
+use crate::error::{Exit, Failure};
+use crate::ledger::AccountId;
+use crate::serve::data_dir::DataDir;
+use crate::store;
+
+/// What only one of the commands prints.
+enum View {
+    All,
+    /// The user's credits alone.
+    Credits,
+}
+
+pub(super) fn run(config: Config, command: Command, json: bool) -> Result<(), Failure> {
+    // What a start warns of is not what was asked.
+    let quiet = crate::config::Log { level: "error".to_owned(), ..config.log.clone() };
+    crate::telemetry::init(&quiet).map_err(Failure::while_doing(Exit::Internal, "logs"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(Failure::while_doing(Exit::Internal, "the runtime"))?;
+    runtime.block_on(async {
+        match command {
+            Command::Health => show::text(&admin::health(&config).await?),
+            Command::Migrate => migrate(&config).await,
+            Command::Balance { user } => ask(config, get(user_path(&user, "")), json, View::Credits).await,
+            other => ask(config, call(other)?, json, View::All).await,
+        }
+    })
+}
+
+async fn ask(config: Config, call: Call, json: bool, view: View) -> Result<(), Failure> {
+    let admin = Admin::find(config).await?;
+    let answered = admin.call(call).await;
+    // What was done must be written down before the process ends, whatever the answer.
+    admin.close().await?;
+    let body = answered?;
+    match (view, json) {
+        (View::All, true) => show::text(&body),
+        (View::All, false) if body.is_empty() => show::text("done"),
+        (View::All, false) => show::text(&tree(&body)?.text()),
+        (View::Credits, true) => show::text(&credits_alone(&body)?),
+        (View::Credits, false) => show::text(&tree(&credits_alone(&body)?)?.text()),
+    }
+}
+
+fn tree(body: &str) -> Result<show::Tree, Failure> {
+    show::Tree::parse(body).map_err(Failure::while_doing(Exit::Internal, "the answer"))
+}
+
+/// Cut out as text: amounts stay as they were written.
+fn credits_alone(body: &str) -> Result<String, Failure> {
+    #[derive(serde::Deserialize)]
+    struct User {
+        credits: Box<serde_json::value::RawValue>,
+    }
+    let user: User = serde_json::from_str(body).map_err(Failure::while_doing(Exit::Internal, "the answer"))?;
+    Ok(user.credits.get().to_owned())
+}
+
+async fn migrate(config: &Config) -> Result<(), Failure> {
+    let directory = DataDir::open(&config.data_dir)?;
+    let unavailable = || Failure::while_doing(Exit::Unavailable, "the store");
+    let store = store::connect(&config.store, directory.path()).await.map_err(unavailable())?;
+    match store.migrate().await.map_err(unavailable())? {
+        0 => show::text("the schema is up to date"),
+        count => show::text(&format!("{count} migrations ran; the schema is up to date")),
+    }
+}
+
+fn call(command: Command) -> Result<Call, Failure> {
+    match command {
+        Command::User(command) => user(command),
+        Command::Key(command) => key(command),
+        Command::Grant(arguments) => grant(arguments),
+        Command::Usage { user, page } => Ok(get(paged(user_path(&user, "/usage"), &page))),
+        _ => Err(Failure::new(Exit::Internal, "this command asks nothing")),
+    }
+}
+
+fn user(command: UserCommand) -> Result<Call, Failure> {
+    #[derive(Serialize)]
+    struct New {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<AccountId>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        email: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        plan: Option<String>,
+    }
+    match command {
+        UserCommand::Create { id, email, plan } => post("/admin/v1/users".into(), &New { id, email, plan }),
+        UserCommand::Show { id } => Ok(get(user_path(&id, ""))),
+        UserCommand::List { page } => Ok(get(paged("/admin/v1/users".into(), &page))),
+        UserCommand::Freeze { id } => Ok(Call { method: Method::POST, path: user_path(&id, "/freeze"), body: None }),
+        UserCommand::Unfreeze { id } => Ok(delete(user_path(&id, "/freeze"))),
+    }
+}
+
+fn key(command: KeyCommand) -> Result<Call, Failure> {
+    #[derive(Serialize)]
+    struct New {
+        name: String,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        test: bool,
+    }
+    let keys = |user: Option<AccountId>| match user {
+        Some(user) => user_path(&user, "/keys"),
+        None => "/admin/v1/keys".to_owned(),
+    };
+    match command {
+        KeyCommand::Create { user, name, test, service: _ } => post(keys(user), &New { name, test }),
+        KeyCommand::List { user, service: _ } => Ok(get(keys(user))),
+        KeyCommand::Revoke { user, id, service: _ } => Ok(delete(format!("{}/{}", keys(user), escaped(&id)))),
+    }
+}
+
+fn grant(arguments: GrantArgs) -> Result<Call, Failure> {
+    #[derive(Serialize)]
+    struct New {
+        amount: Credits,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        kind: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expires_at: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        note: Option<String>,
+    }
+    let GrantArgs { user, amount, kind, expires_at, note } = arguments;
+    post(user_path(&user, "/grants"), &New { amount, kind, expires_at, note })
+}
+
+/// Ids hold nothing that a path would read otherwise.
+fn user_path(user: &AccountId, rest: &str) -> String {
+    format!("/admin/v1/users/{user}{rest}")
+}
+
+fn paged(path: String, page: &PageArgs) -> String {
+    let cursor = page.cursor.as_deref().map(|cursor| format!("&cursor={}", escaped(cursor))).unwrap_or_default();
+    format!("{path}?limit={}{cursor}", page.limit)
+}
+
+fn escaped(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+fn get(path: String) -> Call {
+    Call { method: Method::GET, path, body: None }
+}
+
+fn delete(path: String) -> Call {
+    Call { method: Method::DELETE, path, body: None }
+}
+
+fn post(path: String, body: &impl Serialize) -> Result<Call, Failure> {
+    let body = serde_json::to_string(body).map_err(Failure::while_doing(Exit::Internal, "the question"))?;
+    Ok(Call { method: Method::POST, path, body: Some(body) })
+}

@@ -1,0 +1,176 @@
+//! Everything behind the listeners: the store, the ledger, the two logs between them, identity, and the routers of the
+//! control plane. The gateway stands on it, and so do commands while no gateway runs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use tokio_util::sync::CancellationToken;
+
+use super::stage::Stage;
+use crate::admin::{self, AdminParts};
+use crate::api::{self, ApiParts};
+use crate::bridge::{self, EventLog, Pusher, RedisEvents, StoreEpochs, StoreSource, flush};
+use crate::config::{Config, Secret};
+use crate::error::{Exit, Failure};
+use crate::identity::Identity;
+use crate::ledger::embedded::EmbeddedLedger;
+use crate::ledger::redis::RedisLedger;
+use crate::ledger::{AccountSource, Connect};
+use crate::store::SharedStore;
+use crate::telemetry::Metrics;
+
+/// How long each step of the shutdown may take; the flusher has its own, longer one.
+const STEP_LIMIT: Duration = Duration::from_secs(10);
+/// Beyond what the flusher allows itself.
+const FLUSH_LIMIT: Duration = flush::DRAIN_LIMIT.saturating_add(Duration::from_secs(5));
+/// How often what the store keeps for a time only is cleared away.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(600);
+
+/// What it is made of.
+pub struct BackendParts {
+    pub config: Arc<Config>,
+    pub store: SharedStore,
+    /// Of the operator's API.
+    pub admin_token: Secret,
+    pub metrics: Metrics,
+    /// Cancelled when a task ended that should have gone on.
+    pub broken: CancellationToken,
+}
+
+pub struct Backend {
+    pub identity: Arc<Identity>,
+    pub pusher: Arc<Pusher>,
+    /// Where each worker gets its own way to the ledger.
+    pub ledgers: Arc<dyn Connect>,
+    api: Router,
+    admin: Router,
+    routes_ready: Arc<AtomicBool>,
+    /// In the order in which they end.
+    faces: Stage,
+    sessions: Stage,
+    flusher: Stage,
+}
+
+impl Backend {
+    /// Opens the ledger that the settings name, and starts what runs in the background, on the current runtime.
+    ///
+    /// # Errors
+    /// [`Exit::Unavailable`] when the ledger is out of reach or is not ours to use.
+    pub async fn open(parts: BackendParts) -> Result<Backend, Failure> {
+        let BackendParts { config, store, admin_token, metrics, broken } = parts;
+        let (sessions, flusher) = (Stage::new("ledger", &broken), Stage::new("flusher", &broken));
+        let faces = Stage::new("control plane", &broken);
+        let opened =
+            Opening { config: &config, store: &store, metrics: &metrics, sessions: &sessions, flusher: &flusher };
+        let ledgers = opened.ledger().await?;
+        let ledger = ledgers.connect(&sessions.tasks, sessions.stop.clone());
+        let pusher = Pusher::new(store.clone(), ledger.clone(), metrics.clone());
+        let identity = Identity::new(store.clone(), &config, metrics.clone(), Some(pusher.clone()));
+        faces.spawn("pusher", pusher.clone().run(faces.stop.clone()));
+        faces.spawn("identity", identity.clone().run(faces.stop.clone()));
+        faces.spawn("pruning", prune(store.clone(), faces.stop.clone()));
+        let api = api::router(ApiParts {
+            store: store.clone(),
+            ledger: ledger.clone(),
+            identity: identity.clone(),
+            config: config.clone(),
+            metrics: metrics.clone(),
+            tasks: faces.tasks.clone(),
+        });
+        let routes_ready = Arc::new(AtomicBool::new(false));
+        let ready = routes_ready.clone();
+        let admin = admin::router(AdminParts {
+            store,
+            ledger,
+            pusher: pusher.clone(),
+            identity: identity.clone(),
+            config,
+            metrics,
+            token: admin_token,
+            routes_ready: Arc::new(move || ready.load(Ordering::Acquire)),
+            tasks: faces.tasks.clone(),
+        });
+        Ok(Backend { identity, pusher, ledgers, api, admin, routes_ready, faces, sessions, flusher })
+    }
+
+    /// The control plane on the main listener.
+    pub fn api(&self) -> Router {
+        self.api.clone()
+    }
+
+    /// The operator's API, metrics and health.
+    pub fn admin(&self) -> Router {
+        self.admin.clone()
+    }
+
+    /// The tasks of the control plane, which end before the ledger's.
+    pub fn faces(&self) -> &Stage {
+        &self.faces
+    }
+
+    /// Whether the gateway takes requests, for readiness.
+    pub fn set_routes_ready(&self, ready: bool) {
+        self.routes_ready.store(ready, Ordering::Release);
+    }
+
+    /// Ends in order: who asks, then the ledger's sessions, then what writes their events down.
+    ///
+    /// # Errors
+    /// When something did not end in time: then events may not be in the store.
+    pub async fn close(self) -> Result<(), Failure> {
+        let faces = self.faces.end(STEP_LIMIT).await;
+        let sessions = self.sessions.end(STEP_LIMIT).await;
+        let flusher = self.flusher.end(FLUSH_LIMIT).await;
+        if faces && sessions && flusher {
+            return Ok(());
+        }
+        Err(Failure::new(Exit::Unavailable, "not everything ended in time; the log says what did not"))
+    }
+}
+
+struct Opening<'a> {
+    config: &'a Arc<Config>,
+    store: &'a SharedStore,
+    metrics: &'a Metrics,
+    sessions: &'a Stage,
+    flusher: &'a Stage,
+}
+
+impl Opening<'_> {
+    async fn ledger(&self) -> Result<Arc<dyn Connect>, Failure> {
+        let source: Arc<dyn AccountSource> = Arc::new(StoreSource::new(self.store.clone()));
+        if self.config.ledger.url.is_empty() {
+            let ledger = EmbeddedLedger::new(&self.config.ledger, source, self.metrics.clone());
+            self.flush(ledger.outbox());
+            self.sessions.spawn("sweeper", ledger.clone().run_sweeper(self.sessions.stop.clone()));
+            return Ok(ledger);
+        }
+        let epochs = StoreEpochs::new(self.store.clone());
+        let opened = RedisLedger::open(&self.config.ledger, source, epochs, self.metrics.clone()).await;
+        let ledger = opened.map_err(Failure::while_doing(Exit::Unavailable, "the ledger"))?;
+        self.flush(RedisEvents::new(&ledger));
+        self.sessions.spawn("sweeper", ledger.clone().run_sweeper(self.sessions.stop.clone()));
+        Ok(ledger)
+    }
+
+    fn flush(&self, log: impl EventLog) {
+        let (config, store, metrics) = (self.config.clone(), self.store.clone(), self.metrics.clone());
+        let stop = self.flusher.stop.clone();
+        self.flusher
+            .spawn("flusher", async move { bridge::flush::run(log, store, &config.store, metrics, stop).await });
+    }
+}
+
+async fn prune(store: SharedStore, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(PRUNE_INTERVAL) => {}
+            () = stop.cancelled() => return,
+        }
+        if let Err(error) = store.prune().await {
+            tracing::warn!(%error, "what the store keeps for a time only could not be cleared away");
+        }
+    }
+}
