@@ -13,6 +13,7 @@ mod fare;
 mod forward;
 mod headers;
 mod id;
+pub mod invariants;
 pub mod meter;
 mod outcome;
 mod refusal;

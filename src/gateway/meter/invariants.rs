@@ -22,7 +22,11 @@ const ENDPOINTS: [Endpoint; 6] = [
 const REQUEST: &str = r#"{"model":"m","stream":true,"max_tokens":100,"n":2,"input":"a"}"#;
 const ASKING: &str = r#"{"model":"m","stream":true,"stream_options":{"include_usage":true}}"#;
 
-fn holds(what: &'static str, condition: bool) -> Result<(), Violation> {
+/// `Ok` where the condition is met.
+///
+/// # Errors
+/// What did not hold.
+pub(in crate::gateway) fn holds(what: &'static str, condition: bool) -> Result<(), Violation> {
     if condition { Ok(()) } else { Err(Violation(what)) }
 }
 
