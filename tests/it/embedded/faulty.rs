@@ -1,0 +1,182 @@
+//! A real store that a test can stop, or make lie about a commit.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use faregate::ledger::{AccountId, AccountState};
+use faregate::store::*;
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+/// Delegates to the store within.
+pub(crate) struct Faulty {
+    inner: SharedStore,
+    /// A flush needs a permit; without one it waits.
+    open: Semaphore,
+    /// So many flushes take effect and are reported as failed.
+    lies: AtomicUsize,
+    /// So many flushes fail without effect.
+    failures: AtomicUsize,
+    /// So many loads fail.
+    pub(crate) failing_loads: AtomicUsize,
+    pub(crate) loads: AtomicU64,
+}
+
+impl Faulty {
+    pub(crate) fn new(inner: SharedStore) -> Faulty {
+        Faulty {
+            inner,
+            open: Semaphore::new(Semaphore::MAX_PERMITS),
+            lies: AtomicUsize::new(0),
+            failures: AtomicUsize::new(0),
+            failing_loads: AtomicUsize::new(0),
+            loads: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        self.open.forget_permits(Semaphore::MAX_PERMITS);
+    }
+
+    pub(crate) fn go_on(&self) {
+        self.open.add_permits(Semaphore::MAX_PERMITS - self.open.available_permits());
+    }
+
+    pub(crate) fn lie(&self, times: usize) {
+        self.lies.store(times, Ordering::SeqCst);
+    }
+
+    pub(crate) fn fail(&self, times: usize) {
+        self.failures.store(times, Ordering::SeqCst);
+    }
+}
+
+fn take(counter: &AtomicUsize) -> bool {
+    counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+}
+
+#[async_trait::async_trait]
+impl Store for Faulty {
+    async fn flush(&self, batch: FlushBatch) -> StoreResult<Flushed> {
+        let _permit = self.open.acquire().await.expect("never closed");
+        if take(&self.failures) {
+            return Err(StoreError::Unavailable("the disk is full".into()));
+        }
+        let flushed = self.inner.flush(batch).await?;
+        if take(&self.lies) {
+            return Err(StoreError::Unavailable("the answer was lost".into()));
+        }
+        Ok(flushed)
+    }
+
+    async fn load_account(&self, account: &AccountId) -> StoreResult<Option<AccountState>> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
+        if take(&self.failing_loads) {
+            return Err(StoreError::Unavailable("too many connections".into()));
+        }
+        self.inner.load_account(account).await
+    }
+
+    async fn migrate(&self) -> StoreResult<usize> {
+        self.inner.migrate().await
+    }
+
+    async fn check_schema(&self) -> StoreResult<()> {
+        self.inner.check_schema().await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await
+    }
+
+    async fn ping(&self) -> StoreResult<()> {
+        self.inner.ping().await
+    }
+
+    async fn is_empty(&self) -> StoreResult<bool> {
+        self.inner.is_empty().await
+    }
+
+    async fn create_user(&self, user: NewUser) -> StoreResult<User> {
+        self.inner.create_user(user).await
+    }
+
+    async fn user(&self, id: &AccountId) -> StoreResult<Option<User>> {
+        self.inner.user(id).await
+    }
+
+    async fn users(&self, page: PageRequest) -> StoreResult<Page<User>> {
+        self.inner.users(page).await
+    }
+
+    async fn create_key(&self, key: KeyRow) -> StoreResult<()> {
+        self.inner.create_key(key).await
+    }
+
+    async fn key_by_hash(&self, hash: &[u8; 32]) -> StoreResult<Option<KeyRow>> {
+        self.inner.key_by_hash(hash).await
+    }
+
+    async fn keys_of(&self, user: Option<&AccountId>) -> StoreResult<Vec<KeyRow>> {
+        self.inner.keys_of(user).await
+    }
+
+    async fn revoke_key(&self, user: Option<&AccountId>, id: &str) -> StoreResult<KeyRow> {
+        self.inner.revoke_key(user, id).await
+    }
+
+    async fn identity_changes(&self, since: u64) -> StoreResult<(u64, Vec<IdentityChange>)> {
+        self.inner.identity_changes(since).await
+    }
+
+    async fn add_change(&self, change: NewChange) -> StoreResult<ChangeRow> {
+        self.inner.add_change(change).await
+    }
+
+    async fn unapplied_changes(&self, limit: u32) -> StoreResult<Vec<ChangeRow>> {
+        self.inner.unapplied_changes(limit).await
+    }
+
+    async fn changes_after(&self, account: &AccountId, number: u64) -> StoreResult<Vec<ChangeRow>> {
+        self.inner.changes_after(account, number).await
+    }
+
+    async fn grants(&self, account: &AccountId) -> StoreResult<Vec<GrantRow>> {
+        self.inner.grants(account).await
+    }
+
+    async fn cursor(&self, shard: u32) -> StoreResult<Cursor> {
+        self.inner.cursor(shard).await
+    }
+
+    async fn raise_epoch(&self, shard: u32, from: Cursor) -> StoreResult<Cursor> {
+        self.inner.raise_epoch(shard, from).await
+    }
+
+    async fn usage(&self, account: &AccountId, page: PageRequest) -> StoreResult<Page<UsageRow>> {
+        self.inner.usage(account, page).await
+    }
+
+    async fn record_account(&self, id: Uuid) -> StoreResult<Option<AccountId>> {
+        self.inner.record_account(id).await
+    }
+
+    async fn idempotency_begin(&self, scope: &str, key: &str, fingerprint: u64) -> StoreResult<Idempotent> {
+        self.inner.idempotency_begin(scope, key, fingerprint).await
+    }
+
+    async fn idempotency_finish(&self, scope: &str, key: &str, status: u16, body: &str) -> StoreResult<()> {
+        self.inner.idempotency_finish(scope, key, status, body).await
+    }
+
+    async fn idempotency_forget(&self, scope: &str, key: &str) -> StoreResult<()> {
+        self.inner.idempotency_forget(scope, key).await
+    }
+
+    async fn audit(&self, actor: &str, action: &str, account: Option<&AccountId>, detail: &str) -> StoreResult<()> {
+        self.inner.audit(actor, action, account, detail).await
+    }
+
+    async fn prune(&self) -> StoreResult<()> {
+        self.inner.prune().await
+    }
+}
