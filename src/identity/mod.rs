@@ -4,7 +4,9 @@ pub mod keys;
 pub mod principal;
 pub mod resolve;
 
+mod cache;
 mod credentials;
 mod marks;
 
+pub use cache::{MAX_REFUSALS, PRINCIPAL_TTL, REFUSAL_TTL};
 pub use resolve::{Identity, Onboard};

@@ -2,12 +2,11 @@
 //!
 //! What is cached is void as soon as the key or the user it was made from changes: at once on the replica where that
 //! happens, within [`POLL_INTERVAL`] on the others. While the store is away, callers that are cached go on until
-//! [`PRINCIPAL_TTL`] has passed, and nobody new gets in: a key cannot be revoked then either, except by a store that only
+//! [`super::PRINCIPAL_TTL`] has passed, and nobody new gets in: a key cannot be revoked then either, except by a store that only
 //! this replica fails to reach, and for that case the time is the bound.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -16,26 +15,19 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::cache::{Cache, Found, Watch};
 use super::credentials::Credentials;
 use super::keys::{self, KeyHash};
-use super::marks::{Mark, Marks};
 use super::principal::{AuthError, Principal, SharedPrincipal};
 use crate::bridge::Pusher;
 use crate::config::Config;
 use crate::credits::Credits;
 use crate::ledger::{AccountId, Limits};
-use crate::store::{IdentityChange, KeyKind, NewUser, SharedStore, StoreError, User, UserStatus};
+use crate::store::{KeyKind, NewUser, SharedStore, StoreError, User, UserStatus};
 use crate::telemetry::Metrics;
 
 /// How often a replica asks what changed; revocation is promised within a second.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// How long a caller is known without asking the store again.
-pub const PRINCIPAL_TTL: Duration = Duration::from_secs(60);
-/// How long a refusal is remembered.
-pub const REFUSAL_TTL: Duration = Duration::from_secs(10);
-const MAX_PRINCIPALS: u64 = 100_000;
-/// Apart from the principals, so that a flood of made-up keys pushes nobody out.
-pub const MAX_REFUSALS: u64 = 10_000;
 /// Look-ups in the store at the same time, at most; equal ones wait for each other.
 const FLIGHTS: usize = 64;
 /// After so long without an answer to its polls a replica says so in its log.
@@ -72,16 +64,10 @@ pub struct Identity {
     service: ServiceTerms,
     onboard: Option<Arc<dyn Onboard>>,
     look_up_timeout: Duration,
-    found: moka::sync::Cache<KeyHash, Arc<Entry<Found>>>,
-    refused: moka::sync::Cache<KeyHash, Arc<Entry<AuthError>>>,
-    key_marks: Marks<KeyHash>,
-    user_marks: Marks<AccountId>,
+    onboard_timeout: Duration,
+    cache: Cache,
     key_flights: Vec<Mutex<()>>,
     user_flights: Vec<Mutex<()>>,
-    /// Nothing is cached before the first poll told where to go on from.
-    watching: AtomicBool,
-    /// Raised when everything cached is void.
-    generation: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -94,28 +80,6 @@ struct ServiceTerms {
     create_users: bool,
     plan: String,
     signup_credits: Credits,
-}
-
-/// What the cache holds, and what makes it void.
-struct Entry<T> {
-    value: T,
-    generation: u64,
-    key_mark: Arc<Mark>,
-    user_mark: Option<Arc<Mark>>,
-}
-
-#[derive(Clone)]
-enum Found {
-    Principal(SharedPrincipal),
-    /// A service key by itself, before it names a user.
-    ServiceKey(Arc<str>),
-}
-
-/// What a look-up needs to know before it reads the store, so that a change in between is noticed.
-struct Watch {
-    generation: u64,
-    key_mark: Arc<Mark>,
-    user_mark: Option<Arc<Mark>>,
 }
 
 impl Identity {
@@ -141,21 +105,17 @@ impl Identity {
             },
             onboard,
             look_up_timeout: Duration::from_millis(config.store.timeout_ms),
-            found: moka::sync::Cache::builder().max_capacity(MAX_PRINCIPALS).time_to_live(PRINCIPAL_TTL).build(),
-            refused: moka::sync::Cache::builder().max_capacity(MAX_REFUSALS).time_to_live(REFUSAL_TTL).build(),
-            key_marks: Marks::new(),
-            user_marks: Marks::new(),
+            onboard_timeout: Duration::from_millis(config.ledger.reserve_timeout_ms),
+            cache: Cache::new(),
             key_flights: flights(),
             user_flights: flights(),
-            watching: AtomicBool::new(false),
-            generation: AtomicU64::new(0),
         })
     }
 
     /// The hot path: what is known without asking anybody. `None`: call [`Identity::authenticate`].
     pub fn cached(&self, headers: &HeaderMap) -> Option<Result<SharedPrincipal, AuthError>> {
         match Credentials::read(headers) {
-            Ok(credentials) => self.principal_known(&digest(&credentials)),
+            Ok(credentials) => self.cache.principal(&digest(&credentials)),
             Err(error) => Some(Err(error)),
         }
     }
@@ -164,7 +124,7 @@ impl Identity {
     pub async fn authenticate(&self, headers: &HeaderMap) -> Result<SharedPrincipal, AuthError> {
         let credentials = Credentials::read(headers)?;
         let digest = digest(&credentials);
-        if let Some(known) = self.principal_known(&digest) {
+        if let Some(known) = self.cache.principal(&digest) {
             return known;
         }
         let looked_up = async {
@@ -181,12 +141,12 @@ impl Identity {
 
     /// Drops what was made from this key, on this replica, now.
     pub fn forget_key(&self, hash: &KeyHash) {
-        self.key_marks.spoil(hash);
+        self.cache.forget_key(hash);
     }
 
     /// Drops what was made from this user, on this replica, now.
     pub fn forget_user(&self, user: &AccountId) {
-        self.user_marks.spoil(user);
+        self.cache.forget_user(user);
     }
 
     /// Follows what happens to keys and users, on whichever replica, until `stop`.
@@ -197,7 +157,7 @@ impl Identity {
         while !stop.is_cancelled() {
             match self.store.identity_changes(since.unwrap_or(0)).await {
                 Ok((number, changes)) => {
-                    self.follow(since, number, &changes);
+                    self.cache.follow(since, number, &changes);
                     since = Some(number);
                     heard = Instant::now();
                     if blind {
@@ -218,36 +178,22 @@ impl Identity {
         }
     }
 
-    fn follow(&self, since: Option<u64>, number: u64, changes: &[IdentityChange]) {
-        // Asked with 0 the store tells no changes, so whatever came after nothing must be taken for everything.
-        if since == Some(0) && number > 0 {
-            self.generation.fetch_add(1, Ordering::AcqRel);
-        }
-        for change in changes {
-            match change {
-                IdentityChange::Key { hash } => self.forget_key(hash),
-                IdentityChange::User { id } => self.forget_user(id),
-            }
-        }
-        self.watching.store(true, Ordering::Release);
-    }
-
     /// The owner of a live or test key; `digest` is the key's hash.
     async fn key_owner(&self, digest: &KeyHash) -> Result<SharedPrincipal, AuthError> {
         let _flight = self.key_flights[slot(digest)].lock().await;
-        if let Some(known) = self.principal_known(digest) {
+        if let Some(known) = self.cache.principal(digest) {
             return known;
         }
-        let mut watch = self.watch(digest);
+        let mut watch = self.cache.watch(digest);
         let looked_up = self.look_up_owner(digest, &mut watch).await;
-        self.remember(digest, looked_up.clone().map(Found::Principal), watch);
+        self.cache.keep(digest, looked_up.clone().map(Found::Principal), watch);
         looked_up
     }
 
     async fn look_up_owner(&self, hash: &KeyHash, watch: &mut Watch) -> Result<SharedPrincipal, AuthError> {
         let key = self.live_key(hash).await?;
         let id = key.user.ok_or(AuthError::Invalid)?;
-        watch.user_mark = Some(self.user_marks.mark(id.clone()));
+        self.cache.watch_user(watch, &id);
         let user = self.store.user(&id).await.map_err(|error| self.away(&error))?.ok_or(AuthError::Invalid)?;
         self.principal(user, key.id.into(), key.kind)
     }
@@ -258,38 +204,33 @@ impl Identity {
         let key_id = self.service_key(&hash).await?;
         let user = AccountId::parse(credentials.user).map_err(|_| AuthError::NoUser)?;
         let _flight = self.user_flights[slot(digest)].lock().await;
-        if let Some(known) = self.principal_known(digest) {
+        if let Some(known) = self.cache.principal(digest) {
             return known;
         }
-        let mut watch = self.watch(&hash);
-        watch.user_mark = Some(self.user_marks.mark(user.clone()));
+        let mut watch = self.cache.watch(&hash);
+        self.cache.watch_user(&mut watch, &user);
         let looked_up = match self.user_or_new(&user).await {
             Ok(user) => self.principal(user, key_id, KeyKind::Service),
             Err(error) => Err(error),
         };
-        self.remember(digest, looked_up.clone().map(Found::Principal), watch);
+        self.cache.keep(digest, looked_up.clone().map(Found::Principal), watch);
         looked_up
     }
 
     async fn service_key(&self, hash: &KeyHash) -> Result<Arc<str>, AuthError> {
-        let known = || match self.known(hash)? {
-            Ok(Found::ServiceKey(id)) => Some(Ok(id)),
-            Ok(Found::Principal(_)) => None,
-            Err(error) => Some(Err(error)),
-        };
-        if let Some(known) = known() {
+        if let Some(known) = self.cache.service_key(hash) {
             return known;
         }
         let _flight = self.key_flights[slot(hash)].lock().await;
-        if let Some(known) = known() {
+        if let Some(known) = self.cache.service_key(hash) {
             return known;
         }
-        let watch = self.watch(hash);
+        let watch = self.cache.watch(hash);
         let looked_up = self.live_key(hash).await.and_then(|key| match key.kind {
             KeyKind::Service => Ok(Arc::<str>::from(key.id)),
             KeyKind::Live | KeyKind::Test => Err(AuthError::Invalid),
         });
-        self.remember(hash, looked_up.clone().map(Found::ServiceKey), watch);
+        self.cache.keep(hash, looked_up.clone().map(Found::ServiceKey), watch);
         looked_up
     }
 
@@ -333,7 +274,8 @@ impl Identity {
 
     async fn onboarded(&self, id: &AccountId) {
         if let Some(onboard) = &self.onboard {
-            onboard.push(id).await;
+            // In vain is no harm: the ledger then refuses for want of credits, or is away for everybody.
+            let _ = tokio::time::timeout(self.onboard_timeout, onboard.push(id)).await;
         }
     }
 
@@ -355,39 +297,6 @@ impl Identity {
         PlanTerms { name: plan.into(), limits }
     }
 
-    fn principal_known(&self, digest: &KeyHash) -> Option<Result<SharedPrincipal, AuthError>> {
-        match self.known(digest)? {
-            Ok(Found::Principal(principal)) => Some(Ok(principal)),
-            Ok(Found::ServiceKey(_)) => None,
-            Err(error) => Some(Err(error)),
-        }
-    }
-
-    fn known(&self, digest: &KeyHash) -> Option<Result<Found, AuthError>> {
-        let generation = self.generation.load(Ordering::Acquire);
-        if let Some(entry) = self.found.get(digest).filter(|entry| entry.stands(generation)) {
-            return Some(Ok(entry.value.clone()));
-        }
-        self.refused.get(digest).filter(|entry| entry.stands(generation)).map(|entry| Err(entry.value))
-    }
-
-    fn watch(&self, key: &KeyHash) -> Watch {
-        let generation = self.generation.load(Ordering::Acquire);
-        Watch { generation, key_mark: self.key_marks.mark(*key), user_mark: None }
-    }
-
-    fn remember(&self, digest: &KeyHash, looked_up: Result<Found, AuthError>, watch: Watch) {
-        if !self.watching.load(Ordering::Acquire) {
-            return;
-        }
-        let Watch { generation, key_mark, user_mark } = watch;
-        match looked_up {
-            Ok(value) => self.found.insert(*digest, Arc::new(Entry { value, generation, key_mark, user_mark })),
-            Err(AuthError::Unavailable) => {}
-            Err(value) => self.refused.insert(*digest, Arc::new(Entry { value, generation, key_mark, user_mark })),
-        }
-    }
-
     fn away(&self, error: &StoreError) -> AuthError {
         self.count("error");
         tracing::warn!(%error, "a caller cannot be looked up");
@@ -399,17 +308,9 @@ impl Identity {
     }
 }
 
-impl<T> Entry<T> {
-    fn stands(&self, generation: u64) -> bool {
-        self.generation == generation
-            && !self.key_mark.is_spoiled()
-            && !self.user_mark.as_ref().is_some_and(|mark| mark.is_spoiled())
-    }
-}
-
 impl std::fmt::Debug for Identity {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Identity").field("principals", &self.found.entry_count()).finish_non_exhaustive()
+        out.debug_struct("Identity").field("principals", &self.cache.len()).finish_non_exhaustive()
     }
 }
 

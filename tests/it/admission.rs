@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use faregate::config::Config;
+use faregate::identity::MAX_REFUSALS;
 use faregate::identity::keys::NewKey;
 use faregate::identity::principal::AuthError;
-use faregate::identity::resolve::MAX_REFUSALS;
 use faregate::store::KeyKind;
 use http::{Method, StatusCode};
 use serde_json::json;

@@ -1,0 +1,235 @@
+//! What is known of callers without asking the store, until what it was made from changes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::keys::KeyHash;
+use super::marks::{Mark, Marks};
+use super::principal::{AuthError, SharedPrincipal};
+use crate::ledger::AccountId;
+use crate::store::IdentityChange;
+
+/// How long a caller is known without asking the store again.
+pub const PRINCIPAL_TTL: Duration = Duration::from_secs(60);
+/// How long a refusal is remembered.
+pub const REFUSAL_TTL: Duration = Duration::from_secs(10);
+const MAX_PRINCIPALS: u64 = 100_000;
+/// Apart from the principals, so that a flood of made-up keys pushes nobody out.
+pub const MAX_REFUSALS: u64 = 10_000;
+
+pub(super) struct Cache {
+    found: moka::sync::Cache<KeyHash, Arc<Entry<Found>>>,
+    refused: moka::sync::Cache<KeyHash, Arc<Entry<AuthError>>>,
+    key_marks: Marks<KeyHash>,
+    user_marks: Marks<AccountId>,
+    /// Nothing is kept before the first poll told where to go on from.
+    watching: AtomicBool,
+    /// Raised when everything kept is void.
+    generation: AtomicU64,
+}
+
+#[derive(Clone)]
+pub(super) enum Found {
+    Principal(SharedPrincipal),
+    /// A service key by itself, before it names a user.
+    ServiceKey(Arc<str>),
+}
+
+/// What is kept, and what makes it void.
+struct Entry<T> {
+    value: T,
+    watch: Watch,
+}
+
+/// Taken before the store is read, so that a change in between is noticed.
+pub(super) struct Watch {
+    generation: u64,
+    key: Arc<Mark>,
+    user: Option<Arc<Mark>>,
+}
+
+impl Cache {
+    pub(super) fn new() -> Cache {
+        Cache {
+            found: moka::sync::Cache::builder().max_capacity(MAX_PRINCIPALS).time_to_live(PRINCIPAL_TTL).build(),
+            refused: moka::sync::Cache::builder().max_capacity(MAX_REFUSALS).time_to_live(REFUSAL_TTL).build(),
+            key_marks: Marks::new(),
+            user_marks: Marks::new(),
+            watching: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn principal(&self, digest: &KeyHash) -> Option<Result<SharedPrincipal, AuthError>> {
+        match self.get(digest)? {
+            Ok(Found::Principal(principal)) => Some(Ok(principal)),
+            Ok(Found::ServiceKey(_)) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    pub(super) fn service_key(&self, hash: &KeyHash) -> Option<Result<Arc<str>, AuthError>> {
+        match self.get(hash)? {
+            Ok(Found::ServiceKey(id)) => Some(Ok(id)),
+            Ok(Found::Principal(_)) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn get(&self, digest: &KeyHash) -> Option<Result<Found, AuthError>> {
+        let generation = self.generation.load(Ordering::Acquire);
+        if let Some(entry) = self.found.get(digest).filter(|entry| entry.watch.stands(generation)) {
+            return Some(Ok(entry.value.clone()));
+        }
+        self.refused.get(digest).filter(|entry| entry.watch.stands(generation)).map(|entry| Err(entry.value))
+    }
+
+    pub(super) fn watch(&self, key: &KeyHash) -> Watch {
+        let generation = self.generation.load(Ordering::Acquire);
+        Watch { generation, key: self.key_marks.mark(*key), user: None }
+    }
+
+    pub(super) fn watch_user(&self, watch: &mut Watch, user: &AccountId) {
+        watch.user = Some(self.user_marks.mark(user.clone()));
+    }
+
+    /// Keeps what was looked up; that nothing could be looked up is not kept.
+    pub(super) fn keep(&self, digest: &KeyHash, looked_up: Result<Found, AuthError>, watch: Watch) {
+        if !self.watching.load(Ordering::Acquire) {
+            return;
+        }
+        match looked_up {
+            Ok(value) => self.found.insert(*digest, Arc::new(Entry { value, watch })),
+            Err(AuthError::Unavailable) => {}
+            Err(value) => self.refused.insert(*digest, Arc::new(Entry { value, watch })),
+        }
+    }
+
+    pub(super) fn forget_key(&self, hash: &KeyHash) {
+        self.key_marks.spoil(hash);
+    }
+
+    pub(super) fn forget_user(&self, user: &AccountId) {
+        self.user_marks.spoil(user);
+    }
+
+    /// Takes in what a poll after `since` answered.
+    pub(super) fn follow(&self, since: Option<u64>, number: u64, changes: &[IdentityChange]) {
+        // Asked with 0 the store tells no changes, so whatever came after nothing must be taken for everything.
+        if since == Some(0) && number > 0 {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+        for change in changes {
+            match change {
+                IdentityChange::Key { hash } => self.forget_key(hash),
+                IdentityChange::User { id } => self.forget_user(id),
+            }
+        }
+        self.watching.store(true, Ordering::Release);
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.found.entry_count()
+    }
+}
+
+impl Watch {
+    fn stands(&self, generation: u64) -> bool {
+        self.generation == generation
+            && !self.key.is_spoiled()
+            && !self.user.as_ref().is_some_and(|mark| mark.is_spoiled())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::principal::Principal;
+    use crate::ledger::Limits;
+    use crate::store::KeyKind;
+
+    const KEY: KeyHash = [7; 32];
+
+    fn account() -> AccountId {
+        AccountId::parse("u").unwrap()
+    }
+
+    fn found() -> Result<Found, AuthError> {
+        Ok(Found::Principal(Arc::new(Principal {
+            account: account(),
+            plan: "free".into(),
+            limits: Limits::default(),
+            key_id: "key".into(),
+            kind: KeyKind::Live,
+        })))
+    }
+
+    fn looked_up(cache: &Cache) -> Watch {
+        let mut watch = cache.watch(&KEY);
+        cache.watch_user(&mut watch, &account());
+        watch
+    }
+
+    #[test]
+    fn a_change_voids_what_was_kept_and_what_was_being_looked_up() {
+        let changes = [IdentityChange::Key { hash: KEY }, IdentityChange::User { id: account() }];
+        for change in changes {
+            let cache = Cache::new();
+            cache.follow(None, 3, &[]);
+            cache.keep(&KEY, found(), looked_up(&cache));
+            assert!(cache.principal(&KEY).is_some());
+            let under_way = looked_up(&cache);
+            cache.follow(Some(3), 4, &[change]);
+            assert!(cache.principal(&KEY).is_none());
+            cache.keep(&KEY, found(), under_way);
+            assert!(cache.principal(&KEY).is_none(), "read before the change, kept after it");
+            cache.keep(&KEY, found(), looked_up(&cache));
+            assert!(cache.principal(&KEY).is_some());
+        }
+    }
+
+    #[test]
+    fn the_first_change_ever_voids_everything() {
+        let cache = Cache::new();
+        cache.follow(None, 0, &[]);
+        cache.keep(&KEY, found(), looked_up(&cache));
+        cache.follow(Some(0), 0, &[]);
+        assert!(cache.principal(&KEY).is_some());
+        cache.follow(Some(0), 1, &[]);
+        assert!(cache.principal(&KEY).is_none());
+    }
+
+    #[test]
+    fn nothing_is_kept_before_changes_are_followed() {
+        let cache = Cache::new();
+        cache.keep(&KEY, found(), looked_up(&cache));
+        assert!(cache.principal(&KEY).is_none());
+    }
+
+    #[test]
+    fn a_store_that_is_away_is_no_answer_to_keep() {
+        let cache = Cache::new();
+        cache.follow(None, 1, &[]);
+        cache.keep(&KEY, Err(AuthError::Unavailable), looked_up(&cache));
+        assert!(cache.principal(&KEY).is_none());
+        cache.keep(&KEY, Err(AuthError::Revoked), looked_up(&cache));
+        assert_eq!(cache.principal(&KEY), Some(Err(AuthError::Revoked)));
+    }
+
+    #[test]
+    fn refusals_are_bounded_and_apart() {
+        let cache = Cache::new();
+        cache.follow(None, 1, &[]);
+        cache.keep(&KEY, found(), looked_up(&cache));
+        for number in 0..MAX_REFUSALS * 3 {
+            let mut digest = [0; 32];
+            digest[..8].copy_from_slice(&number.to_be_bytes());
+            let watch = cache.watch(&digest);
+            cache.keep(&digest, Err(AuthError::Invalid), watch);
+        }
+        cache.refused.run_pending_tasks();
+        assert!(cache.refused.entry_count() <= MAX_REFUSALS);
+        assert!(cache.principal(&KEY).is_some());
+    }
+}
