@@ -3,18 +3,22 @@
 use std::time::Duration;
 
 use faregate::config::Config;
+use faregate::credits::Credits;
 use faregate::identity::MAX_REFUSALS;
 use faregate::identity::keys::NewKey;
 use faregate::identity::principal::AuthError;
+use faregate::ledger::Limit;
+use faregate::ledger::hold::{Ask, Hold, Refusal, reserve};
 use faregate::store::KeyKind;
-use http::{Method, StatusCode};
+use faregate::usage::Usage;
+use http::{HeaderMap, Method, StatusCode};
 use serde_json::json;
 
-use crate::api::rig::{Ground, bearer, headers, settings};
+use crate::api::rig::{Ground, Rig, bearer, headers, settings};
 use crate::support::eventually;
 
 /// Polling has begun once a second look-up of a key asks the store no more.
-async fn watching(rig: &crate::api::rig::Rig, key: &str) {
+async fn watching(rig: &Rig, key: &str) {
     eventually(Duration::from_secs(5), "callers are cached", || async {
         rig.identity.authenticate(&bearer(key)).await.unwrap();
         rig.identity.cached(&bearer(key))
@@ -23,9 +27,7 @@ async fn watching(rig: &crate::api::rig::Rig, key: &str) {
     .unwrap();
 }
 
-#[tokio::test]
-async fn a_revoked_key_is_refused_at_once_here_and_within_a_second_elsewhere() {
-    let (ground, _) = Ground::model(settings()).await;
+pub(crate) async fn a_revoked_key_is_refused_at_once_here_and_within_a_second_elsewhere(ground: &Ground) {
     let (here, elsewhere) = (ground.replica(), ground.replica());
     here.user("u", "1").await;
     let (key, id) = here.key("u").await;
@@ -44,9 +46,7 @@ async fn a_revoked_key_is_refused_at_once_here_and_within_a_second_elsewhere() {
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
 }
 
-#[tokio::test]
-async fn a_revoked_service_key_is_refused_for_every_user_it_acted_for() {
-    let (ground, _) = Ground::model(settings()).await;
+pub(crate) async fn a_revoked_service_key_is_refused_for_every_user_it_acted_for(ground: &Ground) {
     let (here, elsewhere) = (ground.replica(), ground.replica());
     let (key, id) = here.service_key().await;
     let acting = |user: &str| headers(&[("x-api-key", key.as_str()), ("x-faregate-user", user)]);
@@ -107,9 +107,7 @@ async fn a_flood_of_unknown_keys_pushes_no_known_caller_out() {
 }
 
 /// The 50 first requests of a user come at once, to two replicas.
-#[tokio::test]
-async fn first_uses_at_once_make_one_user_with_one_grant() {
-    let (ground, _) = Ground::model(settings()).await;
+pub(crate) async fn first_uses_at_once_make_one_user_with_one_grant(ground: &Ground) {
     let (one, two) = (ground.replica(), ground.replica());
     let (key, _) = one.service_key().await;
     let asks = (0..50).map(|number| {
@@ -204,4 +202,57 @@ async fn a_plan_that_left_the_configuration_keeps_a_limit() {
     let later = faregate::identity::Identity::new(ground.store.clone(), &config, metrics, None);
     let principal = later.authenticate(&bearer(&key)).await.unwrap();
     assert_eq!((&*principal.plan, principal.limits.requests_per_minute), ("tight", 7));
+}
+
+/// What the gateway does before a request rides: who is it, and may they.
+async fn board(rig: &Rig, headers: &HeaderMap, credits: u32) -> Result<Hold, Refusal> {
+    let principal = rig.identity.authenticate(headers).await.unwrap();
+    let amount = Credits::whole(credits);
+    let ask = Ask { amount, floor: amount, tokens: 0, limits: principal.limits };
+    reserve(&rig.ledger, &principal.account, ask).await.map(|(hold, _)| hold)
+}
+
+async fn tight_user(rig: &Rig) -> (String, String) {
+    let made = rig.admin(Method::POST, "/admin/v1/users").json(&json!({"id": "u", "plan": "tight"})).send().await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text());
+    (rig.key("u").await.0, rig.key("u").await.0)
+}
+
+/// failures 12: litellm#39309. Whoever is refused for want of credits, or by a limit, has used nothing up.
+pub(crate) async fn a_refusal_consumes_no_rate_limit(ground: &Ground) {
+    let rig = ground.replica();
+    let (key, _) = tight_user(&rig).await;
+    let headers = bearer(&key);
+    for _ in 0..10 {
+        assert!(matches!(board(&rig, &headers, 1).await, Err(Refusal::Insufficient { .. })));
+    }
+    rig.admin(Method::POST, "/admin/v1/users/u/grants").json(&json!({"amount": 10})).send().await;
+    // Two ride at a time; the third is turned away by concurrency, and that costs it no request either.
+    let (one, two) = (board(&rig, &headers, 1).await.unwrap(), board(&rig, &headers, 1).await.unwrap());
+    for _ in 0..10 {
+        let refused = board(&rig, &headers, 1).await.map(drop);
+        assert!(matches!(refused, Err(Refusal::Limited { limit: Limit::Concurrency, .. })), "{refused:?}");
+    }
+    for hold in [one, two] {
+        hold.settle(Credits::whole(1), 0, Usage::default().encode()).await.unwrap();
+    }
+    board(&rig, &headers, 1).await.unwrap().release().await.unwrap();
+    let refused = board(&rig, &headers, 1).await.map(drop);
+    assert!(matches!(refused, Err(Refusal::Limited { limit: Limit::Requests, .. })), "{refused:?}");
+}
+
+/// failures 13: litellm#27480, docs PR#1106. Two keys and any number of labels are still one account.
+pub(crate) async fn limits_hold_across_keys_labels_and_replicas(ground: &Ground) {
+    let (here, elsewhere) = (ground.replica(), ground.replica());
+    let (one, two) = tight_user(&here).await;
+    here.admin(Method::POST, "/admin/v1/users/u/grants").json(&json!({"amount": 10})).send().await;
+    let mut labelled = bearer(&one);
+    labelled.insert("x-faregate-user", "someone-else".parse().unwrap());
+    for (rig, headers) in [(&here, &bearer(&one)), (&elsewhere, &bearer(&two)), (&here, &labelled)] {
+        board(rig, headers, 1).await.unwrap().release().await.unwrap();
+    }
+    for (rig, headers) in [(&elsewhere, &bearer(&one)), (&here, &bearer(&two)), (&elsewhere, &labelled)] {
+        let refused = board(rig, headers, 1).await.map(drop);
+        assert!(matches!(refused, Err(Refusal::Limited { limit: Limit::Requests, .. })), "{refused:?}");
+    }
 }

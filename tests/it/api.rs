@@ -6,15 +6,17 @@ mod model;
 mod operator;
 pub(crate) mod rig;
 
+use crate::admission;
+
 /// Runs tests over every pair of ledger and store.
 macro_rules! on_every_ground {
     ($($room:ident :: $test:ident),* $(,)?) => {
-        mod on_the_model {
+        mod on_sqlite_and_embedded {
             use super::rig::{Ground, settings};
             $(
                 #[tokio::test]
                 async fn $test() {
-                    super::$room::$test(&Ground::model(settings()).await.0).await;
+                    super::$room::$test(&Ground::embedded(settings()).await).await;
                 }
             )*
         }
@@ -33,6 +35,13 @@ on_every_ground! {
     credits::a_refused_request_may_try_its_key_again,
     credits::a_check_shows_what_was_true_a_second_ago_at_most,
     credits::a_frozen_account_only_settles,
+    credits::an_unfinished_hold_expires,
+    credits::every_charge_leaves_a_usage_row,
     operator::users_are_made_with_their_plans_credits,
     operator::grants_are_live_when_the_answer_leaves_and_given_once,
+    admission::a_revoked_key_is_refused_at_once_here_and_within_a_second_elsewhere,
+    admission::a_revoked_service_key_is_refused_for_every_user_it_acted_for,
+    admission::first_uses_at_once_make_one_user_with_one_grant,
+    admission::a_refusal_consumes_no_rate_limit,
+    admission::limits_hold_across_keys_labels_and_replicas,
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use faregate::ledger::AccountId;
+use faregate::store::PageRequest;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -266,4 +267,64 @@ pub(super) async fn a_frozen_account_only_settles(ground: &Ground) {
     assert_eq!(rig.post(DEDUCT, &key, json!({"amount": 1})).await.status, StatusCode::OK);
     let changes = rig.store.changes_after(&AccountId::parse("u").unwrap(), 0).await.unwrap();
     assert_eq!(changes.len(), 3, "a grant, one freeze, one unfreeze");
+}
+
+/// failures 3 and 10: litellm#27639, limitador. A hold that nobody finishes goes back by itself, and a late settle of it
+/// is told so instead of being free.
+pub(super) async fn an_unfinished_hold_expires(ground: &Ground) {
+    let rig = ground.replica();
+    let key = rig.user("u", "10").await;
+    let hold = rig.post(RESERVE, &key, json!({"amount": 4, "expires_in": 1})).await.json();
+    let lasting = rig.post(RESERVE, &key, json!({"amount": 1})).await.json();
+    eventually(Duration::from_secs(20), "the hold expires", || async {
+        (rig.credits("u").await == ("9".into(), "1".into(), "0".into())).then_some(())
+    })
+    .await;
+    problem(&rig.post(SETTLE, &key, json!({"id": hold["id"], "amount": 4})).await, 409, "finished-hold");
+    assert_eq!(rig.post(SETTLE, &key, json!({"id": lasting["id"], "amount": 1})).await.status, StatusCode::OK);
+    assert_eq!(rig.credits("u").await, ("9".into(), "0".into(), "0".into()));
+}
+
+pub(super) async fn every_charge_leaves_a_usage_row(ground: &Ground) {
+    let rig = ground.replica();
+    let key = rig.user("u", "10").await;
+    let ask = rig.api(Method::POST, DEDUCT, &key).header("x-request-id", "their-name");
+    let deducted = ask.json(&json!({"amount": 2.5, "reason": "a book"})).send().await;
+    keyed(&rig, DEDUCT, &key, "k", r#"{"amount": 1}"#).await;
+    keyed(&rig, DEDUCT, &key, "k", r#"{"amount": 1}"#).await;
+    rig.post(DEDUCT, &key, json!({"amount": 100})).await;
+    let hold = rig.post(RESERVE, &key, json!({"amount": 4})).await.json();
+    let settled = rig.post(SETTLE, &key, json!({"id": hold["id"], "amount": 0.5, "reason": "a page"})).await;
+    let released = rig.post(RESERVE, &key, json!({"amount": 4})).await.json();
+    rig.post(RELEASE, &key, json!({"id": released["id"]})).await;
+
+    let rows = eventually(Duration::from_secs(2), "the usage is there within two seconds", || async {
+        let usage = rig.admin(Method::GET, "/admin/v1/users/u/usage").send().await.json();
+        let rows = usage["data"].as_array().unwrap().clone();
+        (rows.len() >= 3).then_some(rows)
+    })
+    .await;
+    let charged: Vec<String> = rows.iter().map(|row| row["credits"].to_string()).collect();
+    assert_eq!(charged, ["0.5", "1", "2.5"], "newest first, each once, refusals and releases none");
+    let names: Vec<&str> = rows[2].as_object().unwrap().keys().map(String::as_str).collect();
+    let shape = "client_request_id created_at credits estimated input_tokens latency_ms model output_tokens request_id route status";
+    assert_eq!(names.join(" "), shape);
+    assert_eq!(rows[2]["request_id"], deducted.header("x-request-id"));
+    assert_eq!(rows[2]["client_request_id"], "their-name");
+    assert_eq!((&rows[2]["route"], &rows[2]["status"]), (&json!("api"), &json!(200)));
+    assert_eq!(rows[0]["request_id"], settled.header("x-request-id"));
+    let account = AccountId::parse("u").unwrap();
+    let stored = rig.store.usage(&account, PageRequest::default()).await.unwrap().data;
+    let reasons: Vec<Option<&str>> = stored.iter().map(|row| row.usage.reason.as_deref()).collect();
+    assert_eq!(reasons, [Some("a page"), None, Some("a book")]);
+
+    // The user sees the same, in pages, and nobody else's.
+    let own = rig.api(Method::GET, "/api/usage?limit=2", &key).send().await.json();
+    assert_eq!(own["data"].as_array().unwrap()[..], rows[..2]);
+    let cursor = own["next"].as_str().unwrap();
+    let rest = rig.api(Method::GET, &format!("/api/usage?limit=2&cursor={cursor}"), &key).send().await.json();
+    assert_eq!((rest["data"].as_array().unwrap(), &rest["next"]), (&rows[2..].to_vec(), &Value::Null));
+    let neighbour = rig.user("neighbour", "1").await;
+    let theirs = rig.api(Method::GET, "/api/usage", &neighbour).send().await;
+    assert_eq!(theirs.text(), r#"{"data":[],"next":null}"#);
 }

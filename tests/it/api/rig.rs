@@ -1,18 +1,20 @@
 //! The faces without sockets: the real routers over a real store and a ledger.
 
+use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
 use faregate::admin::{self, AdminParts};
 use faregate::api::{self, ApiParts};
-use faregate::bridge::Pusher;
+use faregate::bridge::{self, EventLog, Pusher, StoreSource};
 use faregate::config::{Config, Plan, Secret};
 use faregate::identity::Identity;
-use faregate::ledger::SharedLedger;
-use faregate::store::SharedStore;
+use faregate::ledger::embedded::EmbeddedLedger;
+use faregate::ledger::{Connect, SharedLedger};
+use faregate::store::{self, SharedStore};
 use faregate::telemetry::Metrics;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt;
@@ -30,10 +32,17 @@ pub(crate) const TOKEN: &str = "the-operators-token";
 pub(crate) struct Ground {
     pub(crate) store: SharedStore,
     pub(crate) config: Arc<Config>,
-    pub(crate) ledger: SharedLedger,
+    /// Replicas take these in turn.
+    ledgers: Vec<Ledgers>,
+    opened: AtomicUsize,
     stop: CancellationToken,
     tasks: TaskTracker,
-    _dir: tempfile::TempDir,
+    _servers: Box<dyn Any + Send + Sync>,
+}
+
+enum Ledgers {
+    One(SharedLedger),
+    Connect(Arc<dyn Connect>),
 }
 
 /// One replica's faces.
@@ -41,6 +50,7 @@ pub(crate) struct Ground {
 pub(crate) struct Rig {
     pub(crate) store: SharedStore,
     pub(crate) identity: Arc<Identity>,
+    pub(crate) ledger: SharedLedger,
     pub(crate) metrics: Metrics,
     pub(crate) routes_ready: Arc<AtomicBool>,
     api: Router,
@@ -60,23 +70,60 @@ impl Ground {
     /// SQLite, and the account model for a ledger.
     pub(crate) async fn model(config: Config) -> (Ground, Arc<ModelLedger>) {
         let dir = tempfile::tempdir().unwrap();
-        let store = faregate::store::open(&config.store, dir.path()).await.unwrap();
+        let store = store::open(&config.store, dir.path()).await.unwrap();
         let ledger = ModelLedger::new(store.clone());
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let ground = Ground { store, config: Arc::new(config), ledger: ledger.clone(), stop, tasks, _dir: dir };
+        let ground = Ground::over(config, store, vec![Ledgers::One(ledger.clone())], dir);
         (ground, ledger)
     }
 
-    pub(crate) fn replica(&self) -> Rig {
+    /// SQLite and the embedded ledger.
+    pub(crate) async fn embedded(config: Config) -> Ground {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store::open(&config.store, dir.path()).await.unwrap();
+        let source = Arc::new(StoreSource::new(store.clone()));
         let metrics = Metrics::new().unwrap();
-        let pusher = Pusher::new(self.store.clone(), self.ledger.clone(), metrics.clone());
+        let ledger = EmbeddedLedger::new(&config.ledger, source, metrics.clone());
+        let ground = Ground::over(config, store, vec![Ledgers::Connect(ledger.clone())], dir);
+        ground.flush(ledger.outbox(), metrics);
+        ground.tasks.spawn(ledger.run_sweeper(ground.stop.clone()));
+        ground
+    }
+
+    fn over(config: Config, store: SharedStore, ledgers: Vec<Ledgers>, servers: impl Any + Send + Sync) -> Ground {
+        Ground {
+            store,
+            config: Arc::new(config),
+            ledgers,
+            opened: AtomicUsize::new(0),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            _servers: Box::new(servers),
+        }
+    }
+
+    fn flush(&self, log: impl EventLog, metrics: Metrics) {
+        let (config, store, stop) = (self.config.clone(), self.store.clone(), self.stop.clone());
+        self.tasks.spawn(async move { bridge::flush::run(log, store, &config.store, metrics, stop).await });
+    }
+
+    fn ledger(&self) -> SharedLedger {
+        let turn = self.opened.fetch_add(1, Ordering::Relaxed) % self.ledgers.len();
+        match &self.ledgers[turn] {
+            Ledgers::One(ledger) => ledger.clone(),
+            Ledgers::Connect(ledgers) => ledgers.connect(&self.tasks, self.stop.clone()),
+        }
+    }
+
+    pub(crate) fn replica(&self) -> Rig {
+        let (metrics, ledger) = (Metrics::new().unwrap(), self.ledger());
+        let pusher = Pusher::new(self.store.clone(), ledger.clone(), metrics.clone());
         let identity = Identity::new(self.store.clone(), &self.config, metrics.clone(), Some(pusher.clone()));
         self.tasks.spawn(identity.clone().run(self.stop.clone()));
         let routes_ready = Arc::new(AtomicBool::new(true));
         let ready = routes_ready.clone();
         let api = api::router(ApiParts {
             store: self.store.clone(),
-            ledger: self.ledger.clone(),
+            ledger: ledger.clone(),
             identity: identity.clone(),
             config: self.config.clone(),
             metrics: metrics.clone(),
@@ -84,7 +131,7 @@ impl Ground {
         });
         let admin = admin::router(AdminParts {
             store: self.store.clone(),
-            ledger: self.ledger.clone(),
+            ledger: ledger.clone(),
             pusher,
             identity: identity.clone(),
             config: self.config.clone(),
@@ -93,7 +140,7 @@ impl Ground {
             routes_ready: Arc::new(move || ready.load(Ordering::SeqCst)),
             tasks: self.tasks.clone(),
         });
-        Rig { store: self.store.clone(), identity, metrics, routes_ready, api, admin }
+        Rig { store: self.store.clone(), identity, ledger, metrics, routes_ready, api, admin }
     }
 }
 
