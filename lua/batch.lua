@@ -50,7 +50,10 @@ local function read(place)
   local value = unpacked[place]
   if value == nil then
     value = values[place + 2]
-    if value then value = cmsgpack.unpack(value) end
+    if value then
+      value = cmsgpack.unpack(value)
+      if type(value) ~= 'table' then error('an unreadable value') end
+    end
     unpacked[place] = value
   end
   return value

@@ -16,8 +16,10 @@ use super::wire::{Keyspace, Reader, decode, encode};
 use super::{Core, RedisLedger, field, info, meta, script};
 use crate::ledger::{AccountId, Act, Answer, Connect, Op, RecordId, SessionId, SharedLedger};
 
-/// Time between two looks.
+/// Longest time between two looks; shorter where sessions are fenced sooner than in ten of them.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How much later than that a look may come and still count as in time: the looks' own work.
+const SLACK: Duration = Duration::from_millis(250);
 /// Accounts of a dead session that one call returns.
 const CHUNK: usize = 100;
 /// Sessions looked at.
@@ -93,19 +95,20 @@ pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
     let tasks = TaskTracker::new();
     let ledger = RedisLedger { core: core.clone() }.connect(&tasks, stop.clone());
     tasks.close();
-    let mut sweeper = Sweeper { link: core.link(), shards: Vec::new(), ledger, core, memory_known: false };
-    for shard in 0..sweeper.core.shards {
-        sweeper.shards.push(Shard { shard, seen: Watch::default(), scan: "0".to_owned() });
-    }
-    while !stop.is_cancelled() {
-        tokio::select! {
-            () = sweeper.look() => {}
-            () = stop.cancelled() => {}
+    let interval =
+        INTERVAL.min(Duration::from_millis(core.settings.fence_after_ms / 10).max(Duration::from_millis(20)));
+    let shard = |shard| Shard { shard, seen: Watch::new(interval), scan: "0".to_owned() };
+    let shards = (0..core.shards).map(shard).collect();
+    let mut sweeper = Sweeper { link: core.link(), shards, ledger, core, interval };
+    let looks = async {
+        loop {
+            sweeper.look().await;
+            tokio::time::sleep(sweeper.interval).await;
         }
-        tokio::select! {
-            () = tokio::time::sleep(INTERVAL) => {}
-            () = stop.cancelled() => {}
-        }
+    };
+    tokio::select! {
+        () = looks => {}
+        () = stop.cancelled() => {}
     }
     tasks.wait().await;
 }
@@ -115,7 +118,7 @@ struct Sweeper {
     link: Link,
     ledger: SharedLedger,
     shards: Vec<Shard>,
-    memory_known: bool,
+    interval: Duration,
 }
 
 struct Shard {
@@ -126,18 +129,24 @@ struct Shard {
 }
 
 /// The numbers of a shard's sessions, and since when each has stood still.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Watch {
+    /// Time between two looks.
+    interval: Duration,
     epoch: u64,
     sessions: HashMap<u64, (u64, Instant)>,
     last_look: Option<Instant>,
 }
 
 impl Watch {
+    fn new(interval: Duration) -> Watch {
+        Watch { interval, epoch: 0, sessions: HashMap::new(), last_look: None }
+    }
+
     /// Takes in one look. Answers the sessions that stood still for `limit` of unbroken observation: a look that comes late
     /// begins it anew, since whatever held us up may have held up the sessions.
     fn observe(&mut self, epoch: u64, numbers: &[(u64, u64)], now: Instant, limit: Duration) -> Vec<(SessionId, u64)> {
-        let late = self.last_look.is_none_or(|last| now.duration_since(last) > INTERVAL * 2);
+        let late = self.last_look.is_none_or(|last| now.duration_since(last) > self.interval * 2 + SLACK);
         if late || epoch != self.epoch {
             self.sessions.clear();
         }
@@ -188,7 +197,7 @@ impl Sweeper {
         let live: Vec<_> =
             sessions.iter().filter(|state| !state.fenced).map(|state| (state.id, state.number)).collect();
         // A look that took long is as bad as one that came late.
-        if begun.elapsed() > INTERVAL {
+        if begun.elapsed() > self.interval + SLACK {
             shard.seen.forget();
         }
         let limit = Duration::from_millis(self.core.settings.fence_after_ms);
@@ -321,11 +330,8 @@ impl Sweeper {
         let (used, max) = (number("used_memory"), number("maxmemory"));
         let full = max > 0 && u128::from(used) * 100 >= u128::from(max) * u128::from(MEMORY_FULL_PERCENT);
         let before = self.core.memory_full.swap(full, Ordering::Relaxed);
-        if full != before || !self.memory_known {
-            self.memory_known = true;
-            if full {
-                tracing::error!(used, max, "Redis's memory is nearly full: new work is refused");
-            }
+        if full && !before {
+            tracing::error!(used, max, "Redis's memory is nearly full: new work is refused");
         }
         Ok(())
     }
@@ -378,21 +384,21 @@ mod tests {
 
     #[test]
     fn a_session_that_stands_still_is_found_after_the_limit() {
-        let (mut watch, begin) = (Watch::default(), Instant::now());
+        let (mut watch, begin) = (Watch::new(INTERVAL), Instant::now());
         let found = (0..20).find(|second| look(&mut watch, begin + INTERVAL * *second, 5));
         assert_eq!(found, Some(10));
     }
 
     #[test]
     fn one_that_moves_is_never_found() {
-        let (mut watch, begin) = (Watch::default(), Instant::now());
+        let (mut watch, begin) = (Watch::new(INTERVAL), Instant::now());
         assert!((0..60).all(|second| !look(&mut watch, begin + INTERVAL * second, u64::from(second / 9))));
     }
 
     /// A stalled Redis, or a stalled sweeper, fences nobody.
     #[test]
     fn a_late_look_begins_the_observation_anew() {
-        let (mut watch, begin) = (Watch::default(), Instant::now());
+        let (mut watch, begin) = (Watch::new(INTERVAL), Instant::now());
         assert!((0..9).all(|second| !look(&mut watch, begin + INTERVAL * second, 5)));
         let resumed = begin + Duration::from_secs(40);
         assert!((0..9).all(|second| !look(&mut watch, resumed + INTERVAL * second, 5)));
@@ -401,7 +407,7 @@ mod tests {
 
     #[test]
     fn a_new_epoch_begins_the_observation_anew() {
-        let (mut watch, begin) = (Watch::default(), Instant::now());
+        let (mut watch, begin) = (Watch::new(INTERVAL), Instant::now());
         assert!((0..9).all(|second| !look(&mut watch, begin + INTERVAL * second, 5)));
         assert!(watch.observe(2, &[(7, 5)], begin + LIMIT, LIMIT).is_empty());
     }

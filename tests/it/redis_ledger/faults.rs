@@ -1,0 +1,152 @@
+//! Redis and the network at their worst: whatever happens, an operation takes effect once.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use faregate::ledger::{Act, Answer, LedgerError, Op, Status};
+
+use super::fixture::{Fixture, ask, credits, reserve, settings};
+use crate::support::{ChaosProxy, Redis, eventually};
+
+fn charge(micro: i64) -> Act {
+    Act::Charge { actual: credits(micro), must: true, usage: Bytes::new(), record: None }
+}
+
+/// failures 46 and 48: a reply is lost, the command has run; the batch is sent again and answered from what was kept.
+#[tokio::test]
+async fn lost_replies_are_answered_and_nothing_happens_twice() {
+    let redis = Redis::start();
+    let proxy = ChaosProxy::start(redis.addr());
+    let fixture = Fixture::with(&settings(&proxy.redis_url())).await;
+    let account = fixture.account("ada", 1_000_000);
+    fixture.balance(&account).await;
+    for round in 0..10 {
+        match round % 3 {
+            0 => proxy.swallow_replies(true),
+            1 => proxy.cut_after(3),
+            _ => proxy.cut(),
+        }
+        let charged = fixture.ledger.submit(Op { account: account.clone(), act: charge(100) });
+        if round % 3 == 0 {
+            eventually(Duration::from_secs(5), "the command has run", || async {
+                let done = redis.command(&["XLEN", "fg:{00}:0:events"]) == (round + 1).to_string();
+                done.then(|| proxy.swallow_replies(false))
+            })
+            .await;
+            proxy.cut();
+        }
+        assert!(matches!(charged.await, Ok(Answer::Settled { .. })), "round {round}");
+    }
+    assert_eq!(fixture.balance(&account).await.available, credits(999_000));
+    assert_eq!(fixture.events().await.len(), 10);
+    assert!(fixture.metrics.ledger_reconnects.get() > 0);
+    fixture.shut_down().await;
+}
+
+/// failures 46: Redis stalls for longer than a call may take, and carries it out all the same.
+#[tokio::test]
+async fn a_call_that_timed_out_and_still_ran_counts_once() {
+    let mut redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let account = fixture.account("ada", 1_000);
+    fixture.balance(&account).await;
+    redis.pause();
+    let charged = fixture.ledger.submit(Op { account: account.clone(), act: charge(10) });
+    let before = fixture.metrics.ledger_calls.with_label_values(&["broken"]).get();
+    eventually(Duration::from_secs(10), "the call times out", || async {
+        (fixture.metrics.ledger_calls.with_label_values(&["broken"]).get() > before).then_some(())
+    })
+    .await;
+    redis.resume();
+    assert!(matches!(charged.await, Ok(Answer::Settled { .. })));
+    assert_eq!(fixture.balance(&account).await.available, credits(990));
+    fixture.shut_down().await;
+}
+
+/// failures 49: the scripts are gone after a failover or a SCRIPT FLUSH.
+#[tokio::test]
+async fn flushed_scripts_are_loaded_again() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let account = fixture.account("ada", 1_000);
+    for _ in 0..5 {
+        redis.command(&["SCRIPT", "FLUSH"]);
+        assert!(matches!(ask(&fixture.ledger, &account, charge(10)).await, Answer::Settled { .. }));
+    }
+    assert_eq!(fixture.balance(&account).await.available, credits(950));
+    assert_eq!(fixture.metrics.ledger_reconnects.get(), 0);
+    fixture.shut_down().await;
+}
+
+/// failures 45: a demoted server answers READONLY for ever; the connection is replaced, and leads to its successor.
+#[tokio::test]
+async fn a_demoted_redis_is_left() {
+    let (old, new) = (Redis::start(), Redis::start());
+    let proxy = ChaosProxy::start(old.addr());
+    let fixture = Fixture::with(&settings(&proxy.redis_url())).await;
+    let account = fixture.account("ada", 1_000);
+    assert!(matches!(ask(&fixture.ledger, &account, charge(10)).await, Answer::Settled { .. }));
+    new.command(&["REPLICAOF", "127.0.0.1", &old.port().to_string()]);
+    eventually(Duration::from_secs(20), "the replica has everything", || async {
+        let synced = new.command(&["INFO", "replication"]).contains("master_link_status:up");
+        (synced && new.command(&["EXISTS", "fg:{00}:0:acct:ada"]) == "1").then_some(())
+    })
+    .await;
+    // The old one stays up, and refuses: only a new connection finds the new one.
+    old.command(&["REPLICAOF", "127.0.0.1", "1"]);
+    new.command(&["REPLICAOF", "NO", "ONE"]);
+    proxy.aim(new.addr());
+    assert!(matches!(ask(&fixture.ledger, &account, charge(10)).await, Answer::Settled { .. }));
+    assert_eq!(new.command(&["XLEN", "fg:{00}:0:events"]), "2");
+    assert!(fixture.metrics.ledger_reconnects.get() > 0);
+    fixture.shut_down().await;
+}
+
+/// failures 6 and 7 (litellm#42653, #33923): an outage is noticed at once and again, refuses new work, loses no settle.
+#[tokio::test]
+async fn while_redis_is_away_nothing_is_admitted_and_settles_wait() {
+    let redis = Redis::start();
+    let proxy = ChaosProxy::start(redis.addr());
+    let settings = faregate::config::Ledger { unacknowledged_limit_ms: 300, ..settings(&proxy.redis_url()) };
+    let fixture = Fixture::with(&settings).await;
+    let account = fixture.account("ada", 1_000);
+    for round in 1..=2 {
+        let hold = fixture.reserve(&account, 10).await;
+        proxy.refuse(true);
+        let settled = fixture.ledger.submit(Op { account: account.clone(), act: super::fixture::settle(&hold, 10) });
+        eventually(Duration::from_secs(5), "the outage is noticed", || async {
+            (fixture.ledger.status() == Status::Unavailable).then_some(())
+        })
+        .await;
+        let refused = fixture.ledger.submit(Op { account: account.clone(), act: reserve(1) }).await;
+        assert_eq!(refused, Err(LedgerError::Unavailable));
+        proxy.refuse(false);
+        assert!(matches!(settled.await, Ok(Answer::Settled { .. })));
+        assert_eq!(fixture.ledger.status(), Status::Ready);
+        assert_eq!(fixture.balance(&account).await.available, credits(1_000 - 10 * round));
+    }
+    fixture.shut_down().await;
+}
+
+/// An emptied Redis is a new beginning from the store, and what a worker still has to settle is charged.
+#[tokio::test]
+async fn an_emptied_redis_begins_anew_from_the_store() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let account = fixture.account("ada", 1_000);
+    let first = fixture.reserve(&account, 10).await;
+    fixture.settle(&account, first, 10).await;
+    fixture.bank.flush(&fixture.events().await, 1);
+    let (hold, other) = (fixture.reserve(&account, 100).await, fixture.reserve(&account, 100).await);
+    redis.command(&["FLUSHALL"]);
+    assert!(matches!(fixture.settle(&account, hold, 60).await, Answer::Settled { .. }));
+    let balance = fixture.balance(&account).await;
+    assert_eq!((balance.available, balance.held), (credits(930), credits(0)));
+    assert_eq!(fixture.bank.cursor().epoch, 1, "the epoch is a new one");
+    let act = Act::Extend { session: other.session, more: credits(1), floor: credits(1) };
+    assert_eq!(ask(&fixture.ledger, &account, act).await, Answer::UnknownHold);
+    let act = Act::Release { session: other.session, parts: other.parts, tokens_back_us: 0 };
+    assert!(matches!(ask(&fixture.ledger, &account, act).await, Answer::Released { .. }));
+    assert_eq!(fixture.balance(&account).await.available, credits(930));
+    fixture.shut_down().await;
+}

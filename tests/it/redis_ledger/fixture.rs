@@ -1,0 +1,199 @@
+//! A Redis ledger over a store that is a map.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use faregate::config;
+use faregate::credits::Credits;
+use faregate::ledger::redis::{Epochs, OpenError, Position, RedisLedger};
+use faregate::ledger::{
+    AccountId, AccountSource, AccountState, Act, Answer, Balance, Connect, Event, GrantId, GrantKind, GrantState,
+    LedgerError, Limits, Op, Parts, Reserved, SharedLedger,
+};
+use faregate::telemetry::Metrics;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::support::Redis;
+
+/// Accounts as the store would know them, and where its cursor stands.
+#[derive(Default)]
+pub(crate) struct Bank {
+    accounts: Mutex<BTreeMap<AccountId, AccountState>>,
+    position: Mutex<Position>,
+    pub(crate) loads: AtomicU64,
+    load_ms: AtomicU64,
+}
+
+impl Bank {
+    pub(crate) fn put(&self, account: &AccountId, micro: i64) {
+        let grant =
+            GrantState { id: GrantId(1), kind: GrantKind::Topup, remaining_micro: micro, expires_at: 0, frozen: false };
+        let state = AccountState { change: 1, grants: vec![grant], ..AccountState::default() };
+        self.accounts.lock().unwrap().insert(account.clone(), state);
+    }
+
+    /// Loads take so long from now on.
+    pub(crate) fn slow(&self, load: Duration) {
+        self.load_ms.store(u64::try_from(load.as_millis()).unwrap(), Ordering::Relaxed);
+    }
+
+    /// What the flusher would do with these events.
+    pub(crate) fn flush(&self, events: &[Event], counter: u64) {
+        let mut accounts = self.accounts.lock().unwrap();
+        for event in events {
+            let state = accounts.get_mut(&event.account).unwrap();
+            assert_eq!(event.seq, state.seq + 1);
+            state.seq = event.seq;
+            state.debt_micro += event.debt_delta;
+            for delta in &event.deltas {
+                state.grants.iter_mut().find(|grant| grant.id == delta.grant).unwrap().remaining_micro += delta.micro;
+            }
+        }
+        self.position.lock().unwrap().counter = counter;
+    }
+
+    pub(crate) fn cursor(&self) -> Position {
+        *self.position.lock().unwrap()
+    }
+}
+
+#[async_trait::async_trait]
+impl AccountSource for Bank {
+    async fn load(&self, account: &AccountId) -> Result<Option<AccountState>, LedgerError> {
+        self.loads.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(self.load_ms.load(Ordering::Relaxed))).await;
+        Ok(self.accounts.lock().unwrap().get(account).cloned())
+    }
+}
+
+#[async_trait::async_trait]
+impl Epochs for Bank {
+    async fn position(&self, _shard: u32) -> Result<Position, LedgerError> {
+        Ok(self.cursor())
+    }
+
+    async fn raise(&self, _shard: u32, from: Position) -> Result<Position, LedgerError> {
+        let mut position = self.position.lock().unwrap();
+        if *position == from {
+            *position = Position { epoch: from.epoch + 1, counter: 0 };
+        }
+        Ok(*position)
+    }
+}
+
+/// A ledger with one worker on the test's runtime.
+pub(crate) struct Fixture {
+    pub(crate) bank: Arc<Bank>,
+    pub(crate) redis_ledger: Arc<RedisLedger>,
+    pub(crate) ledger: SharedLedger,
+    pub(crate) metrics: Metrics,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+}
+
+pub(crate) fn settings(url: &str) -> config::Ledger {
+    config::Ledger { url: url.to_owned(), call_timeout_ms: 300, heartbeat_interval_ms: 50, ..config::Ledger::default() }
+}
+
+impl Fixture {
+    pub(crate) async fn new(redis: &Redis) -> Fixture {
+        Fixture::with(&settings(&redis.url())).await
+    }
+
+    pub(crate) async fn with(settings: &config::Ledger) -> Fixture {
+        Fixture::over(Arc::new(Bank::default()), settings).await.unwrap()
+    }
+
+    pub(crate) async fn over(bank: Arc<Bank>, settings: &config::Ledger) -> Result<Fixture, OpenError> {
+        let metrics = Metrics::new().unwrap();
+        let redis_ledger = RedisLedger::open(settings, bank.clone(), bank.clone(), metrics.clone()).await?;
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let ledger = redis_ledger.connect(&tasks, stop.clone());
+        Ok(Fixture { bank, redis_ledger, ledger, metrics, tasks, stop })
+    }
+
+    /// An account of the store with so much in it.
+    pub(crate) fn account(&self, name: &str, micro: i64) -> AccountId {
+        let account = id(name);
+        self.bank.put(&account, micro);
+        account
+    }
+
+    pub(crate) fn connect(&self) -> SharedLedger {
+        self.redis_ledger.connect(&self.tasks, self.stop.clone())
+    }
+
+    pub(crate) fn sweep(&self) {
+        self.tasks.spawn(self.redis_ledger.clone().run_sweeper(self.stop.clone()));
+    }
+
+    pub(crate) async fn reserve(&self, account: &AccountId, micro: i64) -> Reserved {
+        reserved(ask(&self.ledger, account, reserve(micro)).await)
+    }
+
+    pub(crate) async fn settle(&self, account: &AccountId, hold: Reserved, micro: i64) -> Answer {
+        ask(&self.ledger, account, settle(&hold, micro)).await
+    }
+
+    pub(crate) async fn balance(&self, account: &AccountId) -> Balance {
+        match ask(&self.ledger, account, Act::Balance).await {
+            Answer::Balance(balance) => balance,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Ends the worker as a shutdown does.
+    pub(crate) async fn shut_down(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// All events so far, from the log's beginning.
+    pub(crate) async fn events(&self) -> Vec<Event> {
+        let epoch = self.bank.cursor().epoch;
+        let entries = self.redis_ledger.log(0).read(Position { epoch, counter: 0 }, 10_000).await.unwrap();
+        entries.into_iter().flat_map(|entry| entry.events).collect()
+    }
+}
+
+pub(crate) async fn ask(ledger: &SharedLedger, account: &AccountId, act: Act) -> Answer {
+    ledger.submit(Op { account: account.clone(), act }).await.unwrap()
+}
+
+pub(crate) fn reserve(micro: i64) -> Act {
+    Act::Reserve { amount: credits(micro), floor: credits(micro), tokens: 0, limits: Limits::default() }
+}
+
+pub(crate) fn settle(hold: &Reserved, micro: i64) -> Act {
+    Act::Settle {
+        session: hold.session,
+        parts: hold.parts.clone(),
+        actual: credits(micro),
+        tokens_back_us: 0,
+        usage: Bytes::from_static(b"usage"),
+    }
+}
+
+pub(crate) fn reserved(answer: Answer) -> Reserved {
+    match answer {
+        Answer::Reserved(reserved) => reserved,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) fn parts(micro: i64) -> Parts {
+    Parts::from_iter([(GrantId(1), credits(micro))])
+}
+
+pub(crate) fn credits(micro: i64) -> Credits {
+    Credits::from_micro(micro).unwrap()
+}
+
+pub(crate) fn id(name: &str) -> AccountId {
+    AccountId::parse(name).unwrap()
+}

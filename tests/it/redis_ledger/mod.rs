@@ -1,0 +1,268 @@
+//! The Redis ledger against a real Redis.
+
+mod faults;
+mod fixture;
+mod sessions;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use faregate::ledger::redis::{OpenError, Position};
+use faregate::ledger::{Act, Answer, EventKind, LedgerError, Op, RecordId, RecordKey, Status};
+use futures_util::future::join_all;
+use uuid::Uuid;
+
+use self::fixture::{Fixture, ask, credits, parts, reserve, reserved, settings};
+use crate::support::{Redis, eventually};
+
+#[tokio::test]
+async fn a_request_reserves_and_settles() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let account = fixture.account("ada", 5_000_000);
+    let hold = fixture.reserve(&account, 3_000_000).await;
+    assert_eq!((hold.parts.clone(), hold.available), (parts(3_000_000), credits(2_000_000)));
+    let answer = fixture.settle(&account, hold, 1_000_000).await;
+    assert_eq!(answer, Answer::Settled { charged: credits(1_000_000), available: credits(4_000_000) });
+    let events = fixture.events().await;
+    assert_eq!(events.len(), 1);
+    assert_eq!((events[0].kind, events[0].seq, &events[0].usage[..]), (EventKind::Settled, 1, &b"usage"[..]));
+    assert_eq!(fixture.ledger.status(), Status::Ready);
+    fixture.shut_down().await;
+}
+
+/// failures 1 and 2 (new-api#5690, litellm#34732, one-api#2440): the check and the taking are one step, with a floor.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_at_once_get_exactly_what_is_there() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let account = fixture.account("ada", 50);
+    let workers: Vec<_> = (0..4).map(|_| fixture.connect()).collect();
+    let asks = (0..200).map(|number| ask(&workers[number % 4], &account, reserve(1)));
+    let answers = join_all(asks).await;
+    let (granted, refused): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|answer| matches!(answer, Answer::Reserved(_)));
+    assert_eq!((granted.len(), refused.len()), (50, 150));
+    assert!(refused.iter().all(|answer| *answer == Answer::Insufficient { available: credits(0), held: credits(50) }));
+    let balance = fixture.balance(&account).await;
+    assert_eq!((balance.available, balance.held, balance.in_flight), (credits(0), credits(50), 50));
+    fixture.shut_down().await;
+}
+
+/// failures 5 (litellm#28247): several replicas load the hot balance at once, and it is loaded once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stampede_loads_once() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let account = fixture.account("ada", 100);
+    fixture.bank.slow(Duration::from_millis(50));
+    let workers: Vec<_> = (0..8).map(|_| fixture.connect()).collect();
+    let answers = join_all((0..160).map(|number| ask(&workers[number % 8], &account, reserve(1)))).await;
+    assert_eq!(answers.iter().filter(|answer| matches!(answer, Answer::Reserved(_))).count(), 100);
+    assert_eq!(fixture.bank.loads.load(Ordering::Relaxed), 1);
+    let stranger = fixture::id("stranger");
+    assert_eq!(ask(&fixture.ledger, &stranger, reserve(1)).await, Answer::NotLoaded, "there is no such user");
+    fixture.shut_down().await;
+}
+
+/// failures 3 (litellm#27639, #36926): a reply that nobody reads takes nothing for good.
+#[tokio::test]
+async fn dropped_replies_leak_nothing() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let account = fixture.account("ada", 1_000);
+    let hold = fixture.reserve(&account, 100).await;
+    for _ in 0..20 {
+        drop(fixture.ledger.submit(Op { account: account.clone(), act: reserve(10) }));
+        let act = Act::Extend { session: hold.session, more: credits(10), floor: credits(10) };
+        // Sent before it is dropped: its answer finds nobody.
+        let reply = fixture.ledger.submit(Op { account: account.clone(), act });
+        tokio::task::yield_now().await;
+        drop(reply);
+    }
+    eventually(Duration::from_secs(5), "everything is given back", || async {
+        let balance = fixture.balance(&account).await;
+        (balance.held == credits(100) && balance.in_flight == 1).then_some(())
+    })
+    .await;
+    assert!(matches!(fixture.settle(&account, hold, 100).await, Answer::Settled { .. }));
+    assert_eq!(fixture.balance(&account).await.available, credits(900));
+    fixture.shut_down().await;
+}
+
+/// failures 14 and 15: amounts near 2^53 stay exact to the last micro-credit, and a balance has no time to live.
+#[tokio::test]
+async fn large_amounts_are_exact_and_balances_do_not_expire() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let all = (1_i64 << 53) - 1;
+    let account = fixture.account("ada", all);
+    let hold = fixture.reserve(&account, all - 1).await;
+    assert_eq!((hold.parts.clone(), hold.available), (parts(all - 1), credits(1)));
+    fixture.settle(&account, hold, all - 2).await;
+    let balance = fixture.balance(&account).await;
+    assert_eq!((balance.available, balance.held), (credits(2), credits(0)));
+    let events = fixture.events().await;
+    assert_eq!((events[0].charged.micro(), events[0].deltas[0].micro), (all - 2, 2 - all));
+    assert_eq!(redis.command(&["TTL", "fg:{00}:0:acct:ada"]), "-1");
+    assert_eq!(redis.command(&["TTL", "fg:{00}:meta"]), "-1");
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn an_unreadable_account_fails_only_its_own_operations() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let (ada, bob) = (fixture.account("ada", 100), fixture.account("bob", 100));
+    let (hold, other) = (fixture.reserve(&ada, 10).await, fixture.reserve(&bob, 10).await);
+    for garbage in ["rubbish", "", "\u{1}", "\u{fffd}"] {
+        redis.command(&["SET", "fg:{00}:0:acct:ada", garbage]);
+        let ops = [(&ada, reserve(1)), (&bob, reserve(1)), (&ada, fixture::settle(&hold, 1)), (&ada, Act::Balance)];
+        let answers = join_all(ops.map(|(account, act)| ask(&fixture.ledger, account, act))).await;
+        let unreadable = |answer: &Answer| *answer == Answer::Unreadable;
+        assert_eq!(answers.iter().map(unreadable).collect::<Vec<_>>(), [true, false, true, true], "{answers:?}");
+    }
+    assert!(matches!(fixture.settle(&bob, other, 10).await, Answer::Settled { .. }));
+    assert_eq!(fixture.balance(&bob).await.held, credits(4));
+    assert_eq!(redis.command(&["GET", "fg:{00}:0:acct:ada"]), "\u{fffd}", "nothing was written to it");
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn api_holds_are_records_that_expire() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    fixture.sweep();
+    let account = fixture.account("ada", 100);
+    let key = |number| RecordKey { id: RecordId(Uuid::from_u128(number)), fingerprint: 7 };
+    let hold = |number, us| Act::Hold { record: key(number), amount: credits(10), expires_in_us: us };
+    let held = ask(&fixture.ledger, &account, hold(1, 3_600_000_000)).await;
+    let Answer::Held { expires_at, .. } = held else { panic!("{held:?}") };
+    assert!(matches!(ask(&fixture.ledger, &account, hold(1, 5)).await, Answer::Repeated(_)));
+    assert!(matches!(ask(&fixture.ledger, &account, hold(2, 200_000)).await, Answer::Held { .. }));
+    assert_eq!(redis.command(&["ZCARD", "fg:{00}:0:holds"]), "2");
+    eventually(Duration::from_secs(10), "the sweeper returns the expired one", || async {
+        (fixture.balance(&account).await.held == credits(10)).then_some(())
+    })
+    .await;
+    let act = Act::SettleHold { record: key(1).id, actual: credits(4), usage: bytes::Bytes::new() };
+    assert!(matches!(ask(&fixture.ledger, &account, act.clone()).await, Answer::Settled { .. }));
+    assert!(matches!(ask(&fixture.ledger, &account, act).await, Answer::Finished(_)));
+    let left = fixture.balance(&account).await;
+    assert_eq!((left.available, left.held), (credits(96), credits(0)));
+    assert_eq!(redis.command(&["ZCARD", "fg:{00}:0:holds"]), "0");
+    let record = format!("fg:{{00}}:0:rec:{}:ada", key(1).id.0.simple());
+    assert_ne!(redis.command(&["TTL", &record]), "-1", "an answer is kept for a day");
+    assert!(expires_at > 0);
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn the_log_is_read_trimmed_and_bounded() {
+    let redis = Redis::start();
+    let settings = faregate::config::Ledger { max_backlog: 5, ..settings(&redis.url()) };
+    let fixture = Fixture::with(&settings).await;
+    let account = fixture.account("ada", 1_000);
+    for _ in 0..5 {
+        let hold = fixture.reserve(&account, 10).await;
+        fixture.settle(&account, hold, 1).await;
+    }
+    // failures 24 (litellm#21514): an unflushed log grows up to its bound, and then new work is refused.
+    assert_eq!(ask(&fixture.ledger, &account, reserve(1)).await, Answer::Backlogged);
+    let begin = Position { epoch: 0, counter: 0 };
+    let mut log = fixture.redis_ledger.log(0);
+    let entries = log.read(begin, 3).await.unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.counter).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(entries[2].events[0].charged, credits(1));
+    let events: Vec<_> = entries.iter().flat_map(|entry| entry.events.clone()).collect();
+    fixture.bank.flush(&events, 3);
+    log.flushed(Position { epoch: 0, counter: 3 }).await.unwrap();
+    assert!(matches!(ask(&fixture.ledger, &account, reserve(1)).await, Answer::Reserved(_)));
+    assert_eq!(log.read(Position { epoch: 0, counter: 3 }, 10).await.unwrap().len(), 2);
+    redis.command(&["XDEL", "fg:{00}:0:events", "4-0"]);
+    assert!(log.read(Position { epoch: 0, counter: 3 }, 10).await.is_err(), "a hole is told");
+    assert!(log.read(Position { epoch: 0, counter: 9 }, 10).await.is_err(), "a log that fell behind is told");
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn idle_accounts_are_parked_once_the_store_has_their_events() {
+    let redis = Redis::start();
+    let settings = faregate::config::Ledger { park_after_ms: 1_000, ..settings(&redis.url()) };
+    let fixture = Fixture::with(&settings).await;
+    let (ada, bob) = (fixture.account("ada", 100), fixture.account("bob", 100));
+    let (hold, _kept) = (fixture.reserve(&ada, 10).await, fixture.reserve(&bob, 10).await);
+    fixture.settle(&ada, hold, 10).await;
+    fixture.sweep();
+    fixture.bank.flush(&fixture.events().await, 1);
+    eventually(Duration::from_secs(20), "the idle account is parked", || async {
+        (redis.command(&["EXISTS", "fg:{00}:0:acct:ada"]) == "0").then_some(())
+    })
+    .await;
+    assert_eq!(redis.command(&["EXISTS", "fg:{00}:0:acct:bob"]), "1", "what is held keeps an account here");
+    assert_eq!(fixture.balance(&ada).await.available, credits(90));
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn shards_are_many_and_fixed() {
+    let redis = Redis::start();
+    let settings = faregate::config::Ledger { shards: 4, ..settings(&redis.url()) };
+    let fixture = Fixture::with(&settings).await;
+    let accounts: Vec<_> = (0..40).map(|number| fixture.account(&format!("user-{number}"), 100)).collect();
+    let answers = join_all(accounts.iter().map(|account| ask(&fixture.ledger, account, reserve(7)))).await;
+    assert!(answers.into_iter().all(|answer| reserved(answer).available == credits(93)));
+    for shard in 0..4 {
+        let keys = redis.command(&["KEYS", &format!("fg:{{0{shard}}}:0:acct:*")]);
+        assert!(!keys.is_empty(), "shard {shard} has accounts");
+    }
+    let other = faregate::config::Ledger { shards: 2, ..settings };
+    let refused = Fixture::over(fixture.bank.clone(), &other).await.err();
+    assert!(matches!(refused, Some(OpenError::Shards { created: 4, set: 2 })));
+    fixture.shut_down().await;
+}
+
+/// failures 50: a Redis that may evict a balance is refused at start.
+#[tokio::test]
+async fn a_redis_that_evicts_is_refused() {
+    let redis = Redis::with(&["--appendonly", "no", "--maxmemory-policy", "allkeys-lru"]);
+    let refused = Fixture::over(Default::default(), &settings(&redis.url())).await.err();
+    assert!(matches!(&refused, Some(OpenError::Evicts(policy)) if policy == "allkeys-lru"), "{refused:?}");
+}
+
+/// Settles pass when memory is full (the scripts are flagged allow-oom); new work is refused.
+#[tokio::test]
+async fn a_full_redis_refuses_new_work_and_settles_what_is_held() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    fixture.sweep();
+    let account = fixture.account("ada", 100);
+    let hold = fixture.reserve(&account, 10).await;
+    redis.command(&["CONFIG", "SET", "maxmemory", "1mb"]);
+    eventually(Duration::from_secs(10), "new work is refused", || async {
+        (ask(&fixture.ledger, &account, reserve(1)).await == Answer::Backlogged).then_some(())
+    })
+    .await;
+    assert!(matches!(fixture.settle(&account, hold, 10).await, Answer::Settled { .. }));
+    redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn after_the_stop_nothing_is_held_and_nothing_is_taken() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let account = fixture.account("ada", 100);
+    for _ in 0..5 {
+        fixture.reserve(&account, 10).await;
+    }
+    let (ledger, bank) = (fixture.ledger.clone(), fixture.bank.clone());
+    fixture.shut_down().await;
+    let late = ledger.submit(Op { account: account.clone(), act: reserve(1) }).await;
+    assert_eq!(late, Err(LedgerError::Unavailable));
+    assert_eq!(redis.command(&["SCARD", "fg:{00}:0:sessions"]), "0");
+    let next = Fixture::over(bank, &settings(&redis.url())).await.unwrap();
+    let balance = next.balance(&account).await;
+    assert_eq!((balance.available, balance.held), (credits(100), credits(0)));
+    next.shut_down().await;
+}
