@@ -8,7 +8,7 @@ pub(crate) mod rig;
 
 use crate::admission;
 
-/// Runs tests over every pair of ledger and store.
+/// Runs tests over both pairs of ledger and store.
 macro_rules! on_every_ground {
     ($($room:ident :: $test:ident),* $(,)?) => {
         mod on_sqlite_and_embedded {
@@ -17,6 +17,16 @@ macro_rules! on_every_ground {
                 #[tokio::test]
                 async fn $test() {
                     super::$room::$test(&Ground::embedded(settings()).await).await;
+                }
+            )*
+        }
+
+        mod on_postgres_and_redis {
+            use super::rig::{Ground, settings};
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    super::$room::$test(&Ground::distributed(settings()).await).await;
                 }
             )*
         }

@@ -1,6 +1,7 @@
 //! The faces without sockets: the real routers over a real store and a ledger.
 
 use std::any::Any;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -9,10 +10,11 @@ use axum::body::Body;
 use bytes::Bytes;
 use faregate::admin::{self, AdminParts};
 use faregate::api::{self, ApiParts};
-use faregate::bridge::{self, EventLog, Pusher, StoreSource};
+use faregate::bridge::{self, EventLog, Pusher, RedisEvents, StoreEpochs, StoreSource};
 use faregate::config::{Config, Plan, Secret};
 use faregate::identity::Identity;
 use faregate::ledger::embedded::EmbeddedLedger;
+use faregate::ledger::redis::RedisLedger;
 use faregate::ledger::{Connect, SharedLedger};
 use faregate::store::{self, SharedStore};
 use faregate::telemetry::Metrics;
@@ -25,6 +27,7 @@ use tower::ServiceExt;
 
 use super::model::ModelLedger;
 use crate::support::http::Answer;
+use crate::support::{Postgres, Redis};
 
 pub(crate) const TOKEN: &str = "the-operators-token";
 
@@ -32,8 +35,8 @@ pub(crate) const TOKEN: &str = "the-operators-token";
 pub(crate) struct Ground {
     pub(crate) store: SharedStore,
     pub(crate) config: Arc<Config>,
-    /// Replicas take these in turn.
-    ledgers: Vec<Ledgers>,
+    /// What replicas have of their own; they take these in turn.
+    own: Vec<(SharedStore, Ledgers)>,
     opened: AtomicUsize,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -72,7 +75,7 @@ impl Ground {
         let dir = tempfile::tempdir().unwrap();
         let store = store::open(&config.store, dir.path()).await.unwrap();
         let ledger = ModelLedger::new(store.clone());
-        let ground = Ground::over(config, store, vec![Ledgers::One(ledger.clone())], dir);
+        let ground = Ground::over(config, vec![(store, Ledgers::One(ledger.clone()))], dir);
         (ground, ledger)
     }
 
@@ -83,17 +86,39 @@ impl Ground {
         let source = Arc::new(StoreSource::new(store.clone()));
         let metrics = Metrics::new().unwrap();
         let ledger = EmbeddedLedger::new(&config.ledger, source, metrics.clone());
-        let ground = Ground::over(config, store, vec![Ledgers::Connect(ledger.clone())], dir);
+        let ground = Ground::over(config, vec![(store, Ledgers::Connect(ledger.clone()))], dir);
         ground.flush(ledger.outbox(), metrics);
         ground.tasks.spawn(ledger.run_sweeper(ground.stop.clone()));
         ground
     }
 
-    fn over(config: Config, store: SharedStore, ledgers: Vec<Ledgers>, servers: impl Any + Send + Sync) -> Ground {
+    /// Postgres and Redis, with two replicas' connections to them.
+    pub(crate) async fn distributed(mut config: Config) -> Ground {
+        let (postgres, redis) = (Postgres::start(), Redis::start());
+        (config.store.url, config.ledger.url) = (postgres.url(), redis.url());
+        config.store.max_connections = 3;
+        let (mut own, mut opened) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            let store = store::open(&config.store, Path::new("unused")).await.unwrap();
+            let (source, epochs) = (Arc::new(StoreSource::new(store.clone())), StoreEpochs::new(store.clone()));
+            let metrics = Metrics::new().unwrap();
+            let ledger = RedisLedger::open(&config.ledger, source, epochs, metrics.clone()).await.unwrap();
+            own.push((store, Ledgers::Connect(ledger.clone())));
+            opened.push((ledger, metrics));
+        }
+        let ground = Ground::over(config, own, (postgres, redis));
+        for (ledger, metrics) in opened {
+            ground.flush(RedisEvents::new(&ledger), metrics);
+            ground.tasks.spawn(ledger.run_sweeper(ground.stop.clone()));
+        }
+        ground
+    }
+
+    fn over(config: Config, own: Vec<(SharedStore, Ledgers)>, servers: impl Any + Send + Sync) -> Ground {
         Ground {
-            store,
+            store: own[0].0.clone(),
             config: Arc::new(config),
-            ledgers,
+            own,
             opened: AtomicUsize::new(0),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -106,23 +131,24 @@ impl Ground {
         self.tasks.spawn(async move { bridge::flush::run(log, store, &config.store, metrics, stop).await });
     }
 
-    fn ledger(&self) -> SharedLedger {
-        let turn = self.opened.fetch_add(1, Ordering::Relaxed) % self.ledgers.len();
-        match &self.ledgers[turn] {
+    fn own(&self) -> (SharedStore, SharedLedger) {
+        let (store, ledgers) = &self.own[self.opened.fetch_add(1, Ordering::Relaxed) % self.own.len()];
+        let ledger = match ledgers {
             Ledgers::One(ledger) => ledger.clone(),
             Ledgers::Connect(ledgers) => ledgers.connect(&self.tasks, self.stop.clone()),
-        }
+        };
+        (store.clone(), ledger)
     }
 
     pub(crate) fn replica(&self) -> Rig {
-        let (metrics, ledger) = (Metrics::new().unwrap(), self.ledger());
-        let pusher = Pusher::new(self.store.clone(), ledger.clone(), metrics.clone());
-        let identity = Identity::new(self.store.clone(), &self.config, metrics.clone(), Some(pusher.clone()));
+        let (metrics, (store, ledger)) = (Metrics::new().unwrap(), self.own());
+        let pusher = Pusher::new(store.clone(), ledger.clone(), metrics.clone());
+        let identity = Identity::new(store.clone(), &self.config, metrics.clone(), Some(pusher.clone()));
         self.tasks.spawn(identity.clone().run(self.stop.clone()));
         let routes_ready = Arc::new(AtomicBool::new(true));
         let ready = routes_ready.clone();
         let api = api::router(ApiParts {
-            store: self.store.clone(),
+            store: store.clone(),
             ledger: ledger.clone(),
             identity: identity.clone(),
             config: self.config.clone(),
@@ -130,7 +156,7 @@ impl Ground {
             tasks: self.tasks.clone(),
         });
         let admin = admin::router(AdminParts {
-            store: self.store.clone(),
+            store: store.clone(),
             ledger: ledger.clone(),
             pusher,
             identity: identity.clone(),
@@ -140,7 +166,7 @@ impl Ground {
             routes_ready: Arc::new(move || ready.load(Ordering::SeqCst)),
             tasks: self.tasks.clone(),
         });
-        Rig { store: self.store.clone(), identity, ledger, metrics, routes_ready, api, admin }
+        Rig { store, identity, ledger, metrics, routes_ready, api, admin }
     }
 }
 
