@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use self::connection::{CallError, Connector, Link};
 use self::queue::Queue;
+use super::counters::Counters;
 use super::{AccountId, AccountSource, Connect, Ledger, LedgerError, Op, Reply, SessionId, SharedLedger, Status};
 use crate::config;
 use crate::telemetry::Metrics;
@@ -81,6 +82,7 @@ pub(crate) struct Core {
     pub(crate) source: Arc<dyn AccountSource>,
     pub(crate) epochs: Arc<dyn Epochs>,
     pub(crate) metrics: Metrics,
+    pub(crate) counters: Counters,
     pub(crate) shards: u32,
     /// Redis's memory is nearly full; set by the sweeper.
     pub(crate) memory_full: AtomicBool,
@@ -116,6 +118,7 @@ impl RedisLedger {
             connector,
             source,
             epochs,
+            counters: Counters::new(&metrics),
             metrics,
             shards,
             memory_full: AtomicBool::new(false),

@@ -140,10 +140,12 @@ impl Session {
         match &mut pending.op.act {
             // Its holds went back when its session ended; what was used is charged all the same.
             Act::Settle { session, actual, usage, .. } if *session != self.id => {
+                self.core.metrics.holds_in_flight.dec();
                 let (actual, usage) = (*actual, std::mem::take(usage));
                 pending.op.act = Act::Charge { actual, must: true, usage, record: None };
             }
             Act::Release { session, .. } if *session != self.id => {
+                self.core.metrics.holds_in_flight.dec();
                 pending.answer(Ok(Answer::Released { available: Credits::ZERO }));
                 return None;
             }
@@ -252,6 +254,7 @@ impl Session {
                 }
                 _ => {}
             }
+            self.core.counters.count(&pending.op.act, &answer);
             let back = pending.answer(Ok(answer));
             self.ready.extend(back.map(Item::Op));
         }

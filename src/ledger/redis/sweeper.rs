@@ -216,7 +216,7 @@ impl Sweeper {
     }
 
     fn report(&self, shard: u32, session: SessionId, ended: Ended) {
-        self.core.metrics.credits.with_label_values(&["abandoned"]).inc_by(ended.forfeited_micro);
+        self.core.counters.abandoned(i64::try_from(ended.forfeited_micro).unwrap_or(i64::MAX));
         tracing::warn!(
             shard,
             session = session.0,

@@ -1,5 +1,6 @@
 //! The Redis ledger against a real Redis.
 
+mod cost;
 mod faults;
 mod fixture;
 mod sessions;
