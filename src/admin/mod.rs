@@ -65,8 +65,11 @@ pub(crate) struct Admin {
 }
 
 pub fn router(parts: AdminParts) -> Router {
-    let frame =
-        frame::Frame { timeout: Duration::from_millis(parts.config.api.timeout_ms), metrics: parts.metrics.clone() };
+    let frame = frame::Frame {
+        timeout: Duration::from_millis(parts.config.api.timeout_ms),
+        metrics: parts.metrics.clone(),
+        route: None,
+    };
     let max_body = parts.config.api.max_body_bytes;
     let admin = Arc::new(Admin {
         store: parts.store,

@@ -8,7 +8,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use http::header::CACHE_CONTROL;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -30,6 +30,8 @@ pub struct ClientRequestId(pub Option<String>);
 pub(crate) struct Frame {
     pub(crate) timeout: Duration,
     pub(crate) metrics: Metrics,
+    /// The `route` label under which answers are counted, if they are.
+    pub(crate) route: Option<&'static str>,
 }
 
 pub(crate) async fn frame(State(frame): State<Frame>, mut request: Request, next: Next) -> Response {
@@ -48,12 +50,31 @@ pub(crate) async fn frame(State(frame): State<Frame>, mut request: Request, next
         }
         Err(_) => Problem::unavailable("it took too long; whether it was done is not known").into_response(),
     };
+    if let Some(route) = frame.route {
+        frame.metrics.requests.with_label_values(&[route, outcome(response.status())]).inc();
+    }
+    tracing::info!(request_id = %id.0, route = frame.route, status = response.status().as_u16(), "answered");
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::try_from(id.0.to_string()) {
         headers.insert(REQUEST_ID, value);
     }
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
+}
+
+/// A closed set of labels, in the gateway's words.
+fn outcome(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => "unauthorized",
+        StatusCode::PAYMENT_REQUIRED => "insufficient_credits",
+        StatusCode::FORBIDDEN => "forbidden",
+        StatusCode::NOT_FOUND => "not_found",
+        StatusCode::PAYLOAD_TOO_LARGE => "too_large",
+        StatusCode::SERVICE_UNAVAILABLE => "unavailable",
+        status if status.is_client_error() => "bad_request",
+        status if status.is_server_error() => "internal",
+        _ => "ok",
+    }
 }
 
 fn client_id(request: &Request) -> Option<String> {
@@ -67,7 +88,7 @@ pub(crate) async fn not_found() -> Problem {
 
 pub(crate) async fn method_not_allowed() -> Problem {
     Problem::new(
-        http::StatusCode::METHOD_NOT_ALLOWED,
+        StatusCode::METHOD_NOT_ALLOWED,
         "method-not-allowed",
         "Not by this method",
         "the allow header names the methods of this path",

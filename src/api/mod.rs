@@ -52,7 +52,7 @@ pub(crate) struct Api {
 pub fn router(parts: ApiParts) -> Router {
     let ApiParts { store, ledger, identity, config, metrics, tasks } = parts;
     let cors = Arc::new(cors::Origins::new(&config.cors));
-    let frame = frame::Frame { timeout: Duration::from_millis(config.api.timeout_ms), metrics };
+    let frame = frame::Frame { timeout: Duration::from_millis(config.api.timeout_ms), metrics, route: Some("api") };
     let (prefix, max_body) = (config.api.prefix.trim_end_matches('/').to_owned(), config.api.max_body_bytes);
     let api = Arc::new(Api { store, ledger, identity, config, tasks, balances: credits::Balances::new() });
     let routes = Router::new()

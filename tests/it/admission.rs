@@ -15,7 +15,8 @@ use http::{HeaderMap, Method, StatusCode};
 use serde_json::json;
 
 use crate::api::rig::{Ground, Rig, bearer, headers, settings};
-use crate::support::eventually;
+use crate::support::http::request;
+use crate::support::{Faregate, Options, Postgres, Redis, Sim, eventually};
 
 /// Polling has begun once a second look-up of a key asks the store no more.
 async fn watching(rig: &Rig, key: &str) {
@@ -255,4 +256,61 @@ pub(crate) async fn limits_hold_across_keys_labels_and_replicas(ground: &Ground)
         let refused = board(rig, headers, 1).await.map(drop);
         assert!(matches!(refused, Err(Refusal::Limited { limit: Limit::Requests, .. })), "{refused:?}");
     }
+}
+
+/// Two real replicas, beside each other on one Redis and one Postgres.
+fn replicas(sim: &Sim, redis: &Redis, postgres: &Postgres) -> [Faregate; 2] {
+    let options = || {
+        let options = Options::new().ledger(redis.url()).store(postgres.url()).env("FAREGATE_WORKERS", 1);
+        options.upstream(format!("http://{}", sim.addr()))
+    };
+    [Faregate::start(options()), Faregate::start(options())]
+}
+
+fn message(key: &str, user: Option<&str>, replica: &Faregate) -> http::Request<http_body_util::Full<bytes::Bytes>> {
+    let body = json!({"model": "m", "messages": [{"role": "user", "content": "hello"}]});
+    let mut request = request(Method::POST, &replica.url("/v1/chat/completions"), key, Some(&body));
+    if let Some(user) = user {
+        request.headers_mut().insert("x-faregate-user", user.parse().unwrap());
+    }
+    request
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_key_rides_no_more_on_any_replica() {
+    let (sim, redis, postgres) = (Sim::start(), Redis::start(), Postgres::start());
+    let [here, elsewhere] = replicas(&sim, &redis, &postgres);
+    let key = here.user("u", "5").await;
+    for replica in [&here, &elsewhere] {
+        assert_eq!(replica.http.call(message(&key, None, replica)).await.status, 200);
+    }
+    let keys = here.admin(Method::GET, "/admin/v1/users/u/keys", None).await.json();
+    let path = format!("/admin/v1/users/u/keys/{}", keys["data"][0]["id"].as_str().unwrap());
+    assert_eq!(here.admin(Method::DELETE, &path, None).await.status, 200);
+    assert_eq!(here.http.call(message(&key, None, &here)).await.status, 401, "at once where it was revoked");
+    eventually(Duration::from_secs(1), "the other replica refuses the key", || async {
+        (elsewhere.http.call(message(&key, None, &elsewhere)).await.status == 401).then_some(())
+    })
+    .await;
+    let check = elsewhere.http.get(&elsewhere.url("/api/credits/check"), &key).await;
+    assert_eq!(check.status, 401);
+}
+
+/// 50 first messages of a user nobody knew, through a service key, on two replicas: one user, one grant of 5 credits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_users_first_messages_share_one_grant() {
+    let (sim, redis, postgres) = (Sim::start(), Redis::start(), Postgres::start());
+    let replicas = replicas(&sim, &redis, &postgres);
+    let made = replicas[0].admin(Method::POST, "/admin/v1/keys", Some(json!({"name": "app"}))).await.json();
+    let key = made["key"].as_str().unwrap();
+    let asks = (0..50).map(|number| {
+        let replica = &replicas[number % 2];
+        replica.http.call(message(key, Some("newcomer"), replica))
+    });
+    let answers = futures_util::future::join_all(asks).await;
+    let count = |status: u16| answers.iter().filter(|answer| answer.status == status).count();
+    assert_eq!((count(200), count(402)), (5, 45));
+    let shown = replicas[1].show("newcomer").await;
+    assert_eq!(shown["grants"].as_array().unwrap().len(), 1, "{shown}");
+    assert_eq!(shown["credits"], json!({"available": 0, "held": 0, "debt": 0}));
 }
