@@ -69,3 +69,16 @@ async fn the_demo_upstream_answers_and_misbehaves() {
     eventually(Duration::from_secs(5), "the stats know", || async { (sim.stats().cut() == 1).then_some(()) }).await;
     assert_eq!((sim.stats().requests(), sim.stats().completed()), (3, 2));
 }
+
+#[test]
+fn the_demo_upstream_echoes_websocket_frames() {
+    let sim = Sim::start();
+    let head = "GET /v1/any HTTP/1.1\r\nhost: sim\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    // "hi", masked with zeros, and a close frame.
+    let frames = [0x81, 0x82, 0, 0, 0, 0, b'h', b'i', 0x88, 0x80, 0, 0, 0, 0];
+    let answer = super::raw(sim.addr(), &[head.as_bytes(), &frames].concat(), Duration::from_secs(5));
+    assert!(answer.starts_with("HTTP/1.1 101"), "{answer:?}");
+    assert!(answer.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{answer:?}");
+    assert!(answer.contains("\x02hi"), "{answer:?}");
+}
