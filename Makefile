@@ -2,7 +2,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test torture test-clients bench bench-setup bench-micro fmt lint licences fuzz
+.PHONY: help run build test torture test-clients bench bench-setup bench-footprint bench-micro fmt lint licences fuzz
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ bench-setup: ## What `make bench` needs from Debian
 
 bench: ## Faregate against nginx on this machine, in one run: throughput, latency, CPU a request
 	benches/compare.sh
+
+bench-footprint: ## Start time, idle memory, memory of 5,000 open streams
+	benches/footprint.sh
 
 bench-micro: ## The hot path's parts, alone: time, and instructions where valgrind is at hand
 	$(CARGO) bench --locked --bench hot_path

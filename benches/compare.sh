@@ -7,6 +7,7 @@
 #   BENCH_STORE (sqlite; or a postgres:// URL for the peer with Redis)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/lib.sh
 
 rounds=${BENCH_ROUNDS:-5}
 seconds=${BENCH_SECONDS:-6}
@@ -16,9 +17,7 @@ peers=${BENCH_PEERS:-direct nginx lua embedded redis}
 store=${BENCH_STORE:-sqlite}
 target=${CARGO_TARGET_DIR:-target}
 out=$target/bench
-admin_token=bench-admin-token-0123456789abcdef
 
-fail() { echo "bench: $*" >&2; exit 1; }
 wants() { [[ " $peers " == *" $1 "* ]]; }
 
 for program in nginx wrk curl taskset; do
@@ -30,29 +29,11 @@ if wants lua || wants redis; then
   command -v redis-server >/dev/null || fail "redis-server is missing; on Debian: make bench-setup"
 fi
 if wants embedded || wants redis; then
-  if [ -n "${BENCH_BINARY:-}" ]; then
-    binary=$BENCH_BINARY
-  else
-    cargo build --release --bin faregate
-    binary=$target/release/faregate
-  fi
-  [ -x "$binary" ] || fail "$binary is no program"
-  binary=$(realpath "$binary")
+  release_binary
 fi
 
 mkdir -p "$out"
-work=$(mktemp -d "${TMPDIR:-/tmp}/faregate-bench.XXXXXX")
-# nginx started as root serves as another user; the folder must be open to it.
-chmod 755 "$work"
-pids=()
-cleanup() {
-  local pid
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
-  rm -rf "$work"
-}
-trap cleanup EXIT
-trap 'exit 130' INT TERM
+begin bench
 
 # The gate has a core to itself, everything else shares another: the same for every peer.
 cores=$(nproc)
@@ -60,22 +41,6 @@ if [ "$cores" -ge 2 ]; then gate_core=0 other_cores=1-$((cores - 1)); else gate_
 # As words, not functions: $! must be the program's own pid.
 on_gate=(taskset -c "$gate_core")
 on_other=(taskset -c "$other_cores")
-
-next_port=$((11000 + RANDOM % 800))
-port() {
-  while (exec 3<>"/dev/tcp/127.0.0.1/$next_port") 2>/dev/null; do next_port=$((next_port + 1)); done
-  reply=$next_port
-  next_port=$((next_port + 1))
-}
-await() { # description, command…
-  local what=$1 tries=0
-  shift
-  until "$@" >/dev/null 2>&1; do
-    tries=$((tries + 1))
-    [ "$tries" -lt 200 ] || fail "$what did not come up; see $work"
-    sleep 0.1
-  done
-}
 
 nginx_start() { # name, gate or other core, the http block's content
   local conf=$work/$1.conf on=("${on_other[@]}")
@@ -112,17 +77,8 @@ if wants nginx; then
   nginx_start nginx gate "$proxy server { listen 127.0.0.1:$reply backlog=4096; location / { $pass } }"
 fi
 
-redis_start() {
-  port; redis_port=$reply
-  "${on_other[@]}" redis-server --port "$redis_port" --bind 127.0.0.1 --save '' --appendonly no --dir "$work" \
-    --maxmemory-policy noeviction >"$work/redis-$redis_port.log" &
-  redis_pid=$!
-  pids+=("$redis_pid")
-  await redis-server redis-cli -p "$redis_port" ping
-}
-
 if wants lua; then
-  redis_start
+  redis_start "${on_other[@]}"
   redis_of[lua]=$redis_pid
   port; url[lua]=http://127.0.0.1:$reply
   nginx_start lua gate "lua_package_path '/usr/share/lua/5.1/?.lua;;'; $proxy
@@ -142,36 +98,15 @@ if wants lua; then
     $pass } }"
 fi
 
-faregate_start() { # name, environment…
+peer_start() { # name, the environment…
   local name=$1
   shift
-  port; local listen=$reply
-  port; local admin=$reply
-  mkdir -p "$work/$name"
-  "${on_gate[@]}" env -C "$work/$name" FAREGATE_LISTEN=127.0.0.1:"$listen" FAREGATE_ADMIN_LISTEN=127.0.0.1:"$admin" \
-    FAREGATE_ADMIN_TOKEN=$admin_token FAREGATE_DATA_DIR="$work/$name/data" FAREGATE_WORKERS=1 \
+  faregate_start "$name" "${on_gate[@]}" -- FAREGATE_WORKERS=1 FAREGATE_LOG__LEVEL=warn \
     FAREGATE_UPSTREAM_URL=http://127.0.0.1:"$upstream_port" FAREGATE_UPSTREAM__MAX_IDLE_CONNECTIONS=256 \
-    FAREGATE_PLANS__FREE__SIGNUP_CREDITS=100000000 FAREGATE_LOG__LEVEL=warn "$@" \
-    "$binary" serve >"$work/$name.log" 2>&1 &
-  pid_of[$name]=$!
-  pids+=($!)
-  url[$name]=http://127.0.0.1:$listen
-  await "faregate ($name)" curl -fsS "http://127.0.0.1:$admin/readyz"
-  keys_make "$name" "http://127.0.0.1:$admin/admin/v1/users"
-}
-
-keys_make() { # name, URL: so many users, a key each, in two runs of curl
-  local name=$1 base=$2 number
-  local post="header = \"authorization: Bearer $admin_token\"\nheader = \"content-type: application/json\"\nwrite-out = \"\\\\n\"\n"
-  for ((number = 0; number < users; number++)); do
-    printf "url = \"%s\"\n${post}data = \"{\\\\\"id\\\\\":\\\\\"bench-%d\\\\\"}\"\nnext\n" "$base" "$number"
-  done >"$work/$name.users"
-  for ((number = 0; number < users; number++)); do
-    printf "url = \"%s/bench-%d/keys\"\n${post}data = \"{\\\\\"name\\\\\":\\\\\"bench\\\\\"}\"\nnext\n" "$base" "$number"
-  done >"$work/$name.keys-asked"
-  curl -sS --config "$work/$name.users" >"$work/$name.users-made"
-  curl -sS --config "$work/$name.keys-asked" | grep -o '"key": *"[^"]*"' | cut -d'"' -f4 >"$work/$name.keys" || true
-  [ "$(wc -l <"$work/$name.keys")" -eq "$users" ] || fail "users could not be made: $(tail -n 1 "$work/$name.users-made")"
+    FAREGATE_PLANS__FREE__SIGNUP_CREDITS=100000000 "$@"
+  url[$name]=http://$listen
+  pid_of[$name]=$gate
+  make_users "$users" "$work/$name.keys"
 }
 
 for ((number = 0; number < users; number++)); do echo "fg_live_bench_not_a_real_key_$number"; done >"$work/plain.keys"
@@ -179,13 +114,13 @@ if wants lua; then
   sed 's/.*/SET "balance:Bearer &" 1000000000/' "$work/plain.keys" | redis-cli -p "$redis_port" >/dev/null
 fi
 if wants embedded; then
-  faregate_start embedded
+  peer_start embedded
 fi
 if wants redis; then
-  redis_start
+  redis_start "${on_other[@]}"
   redis_of[redis]=$redis_pid
   [ "$store" = sqlite ] && store_setting=() || store_setting=("FAREGATE_STORE_URL=$store")
-  faregate_start redis FAREGATE_LEDGER_URL=redis://127.0.0.1:"$redis_port"/ "${store_setting[@]}"
+  peer_start redis FAREGATE_LEDGER_URL=redis://127.0.0.1:"$redis_port"/ "${store_setting[@]}"
 fi
 
 await upstream curl -fsS "${url[direct]}"

@@ -4,6 +4,7 @@
 # FAREGATE_BINARY: another build than target/debug/faregate.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/lib.sh
 
 scripts/install.sh curl=curl python3=python3 "${NODE_NEEDED:-node=nodejs}" redis-server=redis-server
 node_major=$(node --version | sed -E 's/^v([0-9]+).*/\1/')
@@ -33,60 +34,23 @@ else
   binary=$(realpath "${CARGO_TARGET_DIR:-target}/debug/faregate")
 fi
 
-work=$(mktemp -d "${TMPDIR:-/tmp}/faregate-clients.XXXXXX")
-pids=()
-cleanup() {
-  local pid
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
-  rm -rf "$work"
-}
-trap cleanup EXIT
-trap 'exit 130' INT TERM
+begin clients
 
-fail() { echo "test-clients: $*" >&2; [ ! -e "$work/log" ] || tail -n 40 "$work/log" >&2; exit 1; }
-next_port=$((13000 + RANDOM % 2000))
-port() {
-  while (exec 3<>"/dev/tcp/127.0.0.1/$next_port") 2>/dev/null; do next_port=$((next_port + 1)); done
-  reply=$next_port
-  next_port=$((next_port + 1))
-}
-await() { # description, command…
-  local what=$1 tries=0
-  shift
-  until "$@" >/dev/null 2>&1; do
-    tries=$((tries + 1))
-    [ "$tries" -lt 300 ] || fail "$what did not come up"
-    sleep 0.1
-  done
-}
-
-token=clients-admin-token-0123456789abcdef
-ask() { # path, body: to the admin listener
-  curl -fsS -H "authorization: Bearer $token" -H 'content-type: application/json' -d "$2" "http://127.0.0.1:$admin/admin/v1$1"
-}
 make_key() { # user, plan, credits
-  ask /users "{\"id\":\"$1\",\"plan\":\"$2\"}" >/dev/null
-  ask "/users/$1/grants" "{\"amount\":$3}" >/dev/null
-  ask "/users/$1/keys" '{"name":"clients"}' | grep -o '"key": *"[^"]*"' | cut -d'"' -f4
+  ask_admin /users "{\"id\":\"$1\",\"plan\":\"$2\"}" >/dev/null
+  ask_admin "/users/$1/grants" "{\"amount\":$3}" >/dev/null
+  ask_admin "/users/$1/keys" '{"name":"clients"}' | keys_in
 }
 
 converse() { # name, credits that pay one message and not two, the gateway's settings…
-  local name=$1 one=$2 gate
+  local name=$1 one=$2
   shift 2
-  port; local listen=$reply
-  port; admin=$reply
   mkdir -p "$work/$name"
-  printf '%s\n' "${toml:-}" >"$work/$name/settings.toml"
-  env -C "$work/$name" FAREGATE_LISTEN=127.0.0.1:"$listen" FAREGATE_ADMIN_LISTEN=127.0.0.1:"$admin" FAREGATE_ADMIN_TOKEN=$token \
-    FAREGATE_DATA_DIR="$work/$name/data" FAREGATE_PLANS__FREE__SIGNUP_CREDITS=0 "$@" \
-    "$binary" --config settings.toml serve >"$work/log" 2>&1 &
-  gate=$!
-  pids+=("$gate")
-  await "the gateway ($name)" curl -fsS "http://127.0.0.1:$admin/readyz"
+  printf '%s\n' "$toml" >"$work/$name/settings.toml"
+  faregate_start "$name" -- FAREGATE_PLANS__FREE__SIGNUP_CREDITS=0 "$@"
   for language in python node; do
     echo "== $name, $language"
-    GATE=http://127.0.0.1:$listen
+    GATE=http://$listen
     KEY=$(make_key "$language-rich" free 1000)
     POOR_KEY=$(make_key "$language-poor" free "$one")
     POORER_KEY=$(make_key "$language-poorer" free "$one")
@@ -97,8 +61,7 @@ converse() { # name, credits that pay one message and not two, the gateway's set
       node) node "$tools/node/conversation.mjs" || failed=1 ;;
     esac
   done
-  kill "$gate"
-  wait "$gate" || fail "the gateway ($name) did not end well"
+  end "$gate" || fail "the gateway ($name) did not end well"
 }
 
 failed=0
@@ -107,10 +70,7 @@ requests_per_minute = 2'
 toml=$limited
 converse "embedded ledger, a credit a message" 1
 
-port; redis_port=$reply
-redis-server --port "$redis_port" --bind 127.0.0.1 --save '' --appendonly no --dir "$work" >"$work/redis.log" &
-pids+=($!)
-await redis-server redis-cli -p "$redis_port" ping
+redis_start
 toml="$limited
 [prices.message]
 per_request = 1
