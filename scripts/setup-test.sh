@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 # Debian keeps Postgres's server programs out of the PATH.
-postgres=/usr/lib/postgresql/*/bin/initdb
+postgres='/usr/lib/postgresql/*/bin/initdb'
 command -v initdb >/dev/null && postgres=initdb
 needs=(redis-server=redis-server redis-cli=redis-tools "$postgres=postgresql")
 # initdb refuses to run as root; setpriv lets it run as the user postgres.

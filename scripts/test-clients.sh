@@ -70,7 +70,7 @@ requests_per_minute = 2'
 toml=$limited
 converse "embedded ledger, a credit a message" 1
 
-redis_start
+redis_start env
 toml="$limited
 [prices.message]
 per_request = 1
