@@ -83,8 +83,8 @@ async fn serve(mut config: Config, directory: &DataDir, metrics: Metrics) -> Res
 
 async fn open_store(config: &Config, directory: &DataDir) -> Result<SharedStore, Failure> {
     store::open(&config.store, directory.path()).await.map_err(|error| match error {
-        store::StoreError::Schema(_) => Failure::new(Exit::Settings, format!("the store: {error}")),
-        _ => Failure::new(Exit::Unavailable, format!("the store: {error}")),
+        store::StoreError::Schema(_) => Failure::new(Exit::Settings, error.to_string()),
+        _ => Failure::new(Exit::Unavailable, error.to_string()),
     })
 }
 

@@ -96,7 +96,6 @@ fn check(config: Config, root: &mut Table) -> Result<Config, ConfigError> {
     let place = |(path, message): (String, String)| {
         let names: Vec<String> = path.split('.').map(str::to_owned).collect();
         match tree::deepest(root, &names).map(|node: &mut Node| node.origin.clone()) {
-            Some(Origin::Variable(name)) => format!("{name}: `{path}` {message}"),
             Some(origin) => format!("{origin}: `{path}` {message}"),
             None => format!("`{path}` {message}"),
         }
@@ -117,9 +116,12 @@ fn describe(error: &ReadError) -> String {
             let origin = origin.map(|origin| format!("{origin}: ")).unwrap_or_default();
             format!("{origin}`{dotted}` is not a setting{nearest}")
         }
-        (Wrong::Value(message), Some(Origin::Variable(name))) => format!("{name}: `{dotted}` {message}"),
-        (Wrong::Value(message), Some(origin)) => format!("{origin}: `{dotted}` {message}"),
-        (Wrong::Value(message), None) => format!("`{dotted}` {message}"),
+        (Wrong::Value(message), origin) => {
+            let origin = origin.map(|origin| format!("{origin}: ")).unwrap_or_default();
+            // Host names are tried here, and the parser's own words do not say what is wanted.
+            let hint = if dotted.ends_with("listen") { "; give address and port, such as 127.0.0.1:8080" } else { "" };
+            format!("{origin}`{dotted}` {message}{hint}")
+        }
     }
 }
 

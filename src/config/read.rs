@@ -57,7 +57,7 @@ impl std::error::Error for ReadError {}
 
 impl serde::de::Error for ReadError {
     fn custom<T: fmt::Display>(message: T) -> ReadError {
-        ReadError::value(message.to_string())
+        ReadError::value(format!("is wrong: {message}"))
     }
 }
 

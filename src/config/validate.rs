@@ -12,7 +12,8 @@ const MAX_TIME_MS: u64 = 24 * 3600 * 1000;
 const MAX_REQUESTS_PER_MINUTE: u64 = 60_000_000;
 const MAX_TOKENS_PER_MINUTE: u64 = 1_000_000_000;
 const MAX_WORKERS: usize = 1024;
-const MAX_SHARDS: u32 = 1024;
+/// Two hexadecimal digits name a shard in Redis.
+const MAX_SHARDS: u32 = 256;
 const LEDGER_SCHEMES: [&str; 2] = ["redis", "rediss"];
 const STORE_SCHEMES: [&str; 2] = ["postgres", "postgresql"];
 /// The plan of users for whom none is named.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::support::http::{Answer, Http, sse_data};
 use super::support::process::Process;
-use super::support::{Faregate, Options, Redis, eventually, eventually_blocking, free_port};
+use super::support::{Faregate, Options, Postgres, Redis, Sim, eventually, eventually_blocking, free_port};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -338,6 +338,57 @@ async fn sigterm_lets_a_stream_finish_and_charges_it_once() {
 async fn sigterm_lets_a_stream_finish_and_charges_it_once_over_redis() {
     let redis = Redis::start();
     drains(Options::new().ledger(redis.url())).await;
+}
+
+/// As it is meant to run: replicas side by side, over Redis and Postgres.
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_share_balances_keys_and_usage() {
+    let (redis, postgres, sim) = (Redis::start(), Postgres::start(), Sim::start());
+    let options = || Options::new().ledger(redis.url()).store(postgres.url()).upstream(sim.url());
+    let mut first = Faregate::start(options());
+    let mut second = Faregate::start(options());
+    let key = first.user("ann", "5").await;
+    let body = json!({"model": "sim", "messages": [{"role": "user", "content": "Hello"}]});
+    for (replica, remaining) in [(&second, "4"), (&first, "3"), (&second, "2")] {
+        let answer = replica.http.post(&replica.url("/v1/chat/completions"), &key, &body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.header("x-credits-remaining"), remaining);
+    }
+    assert_eq!(first.usage_of("ann", 3).await.len(), 3);
+    assert_eq!(second.available("ann").await, 2.0);
+    let (stdout, stderr, done) = second.command(&["grant", "ann", "1.5", "--json"]);
+    assert!(done, "{stdout}{stderr}");
+    assert_eq!(first.available("ann").await, 3.5);
+    let (keys, ..) = first.command(&["key", "list", "ann", "--json"]);
+    let keys: Value = serde_json::from_str(&keys).unwrap();
+    let (_, stderr, done) = first.command(&["key", "revoke", "ann", "--id", keys["data"][0]["id"].as_str().unwrap()]);
+    assert!(done, "{stderr}");
+    eventually(Duration::from_secs(1), "the revocation on the other replica", || async {
+        let answer = second.http.post(&second.url("/v1/chat/completions"), &key, &body).await;
+        (answer.status == 401).then_some(())
+    })
+    .await;
+    assert_eq!(first.terminate().code(), Some(0), "{}", first.output());
+    assert_eq!(second.terminate().code(), Some(0), "{}", second.output());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_at_once_and_what_was_held_goes_back() {
+    let mut faregate = Faregate::start(Options::new());
+    let key = faregate.user("ann", "5").await;
+    let messages = json!([{"role": "user", "content": "Hello"}]);
+    let body = json!({"model": "sim@chunk-ms=100,tokens=400", "stream": true, "messages": messages});
+    let mut stream = faregate.http.stream(&faregate.url("/v1/chat/completions"), &key, &body).await;
+    assert_eq!(stream.status, 200);
+    stream.chunk().await.unwrap().unwrap();
+    faregate.signal("TERM");
+    eventually(DEADLINE, "the drain", || async { faregate.output().contains("draining").then_some(()) }).await;
+    faregate.signal("INT");
+    assert_eq!(faregate.wait(DEADLINE).code(), Some(130), "{}", faregate.output());
+    faregate.restart();
+    assert_eq!(faregate.available("ann").await, 5.0, "the unfinished answer was not charged");
+    assert_eq!(faregate.held("ann").await, 0.0);
+    assert_eq!(faregate.terminate().code(), Some(0));
 }
 
 #[test]
