@@ -3,6 +3,7 @@
 //! Each test gets an empty, migrated store. What a test injects or looks at below the trait goes through [`Under::sql`].
 
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use faregate::config;
@@ -17,7 +18,7 @@ use faregate::store::{
 use faregate::usage::Usage;
 use uuid::Uuid;
 
-use crate::support::Postgres;
+use crate::support::{ChaosProxy, Postgres, eventually};
 
 /// A store under test.
 struct Under {
@@ -125,7 +126,7 @@ async fn postgres(url: &str, sql: &str) -> Result<Vec<String>, tokio_postgres::E
 fn sqlite(file: &Path, sql: &str) -> rusqlite::Result<Vec<String>> {
     use rusqlite::types::ValueRef;
     let connection = rusqlite::Connection::open(file)?;
-    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.busy_timeout(Duration::from_secs(5))?;
     connection.execute_batch("PRAGMA foreign_keys = ON")?;
     let mut statement = connection.prepare(sql)?;
     let columns = statement.column_count();
@@ -182,6 +183,8 @@ suite!(
     a_newer_schema_is_refused,
     pruning_removes_only_what_is_past,
     concurrent_writers_never_deadlock,
+    of_flushers_at_once_one_wins,
+    what_was_acknowledged_survives_a_crash,
     a_closed_store_is_unavailable,
 );
 
@@ -805,27 +808,34 @@ async fn pruning_removes_only_what_is_past(under: Under) {
     assert_eq!(under.store.identity_changes(last).await.unwrap().1.len(), 1);
 }
 
-/// failures 25 (litellm PR#9608): 60 writers over the same accounts, in every order, and none deadlocks.
+/// failures 25 (litellm PR#9608): 60 writers over the same accounts, in every order, and none deadlocks; half of the
+/// flushes have to be done event by event.
 async fn concurrent_writers_never_deadlock(under: Under) {
     let names = ["a", "b", "c", "d"];
     for name in names {
         funded(&under, name).await;
     }
+    under.poison("poison");
     let mut tasks = tokio::task::JoinSet::new();
     for writer in 0..60_u32 {
         let store = under.store.clone();
         tasks.spawn(async move {
             if writer % 2 == 0 {
                 let name = names[writer as usize % 4];
-                store.add_change(change(name, grant(1), "")).await.map(drop)
-            } else {
-                // A shard of its own; repeats and holes do not matter here, locks do.
-                let mut order = names;
-                order.rotate_left(writer as usize % 4);
-                let events = order.iter().map(|name| settled(name, 1 + u64::from(writer), 1, 1)).collect();
-                let work = FlushBatch { shard: writer, to: 1, events, ..FlushBatch::default() };
-                store.flush(work).await.map(drop)
+                return store.add_change(change(name, grant(1), "")).await.map(drop);
             }
+            // A shard of its own; repeats and holes do not matter here, locks do.
+            let mut order = names;
+            order.rotate_left(writer as usize / 2 % 4);
+            if writer % 3 == 0 {
+                order.reverse();
+            }
+            let mut events: Vec<Event> = order.iter().map(|name| settled(name, 1 + u64::from(writer), 1, 1)).collect();
+            if writer % 4 == 1 {
+                let usage = Usage { request_id: Uuid::now_v7(), model: Some("poison".into()), ..Usage::default() };
+                events.push(Event { usage: usage.encode(), ..settled(order[0], 1_000 + u64::from(writer), 1, 1) });
+            }
+            store.flush(FlushBatch { shard: writer, to: 1, events, ..FlushBatch::default() }).await.map(drop)
         });
     }
     for answer in tasks.join_all().await {
@@ -839,9 +849,160 @@ async fn concurrent_writers_never_deadlock(under: Under) {
     assert_books(&under);
 }
 
+/// Replicas flush the same shard: the cursor lets one of them write, the others learn that it moved.
+async fn of_flushers_at_once_one_wins(under: Under) {
+    funded(&under, "u").await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (store, work) = (under.store.clone(), batch(1, vec![settled("u", 2, 1, 10)]));
+        tasks.spawn(async move { store.flush(work).await });
+    }
+    let answers = tasks.join_all().await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1, "{answers:?}");
+    assert!(answers.iter().all(|answer| matches!(answer, Ok(_) | Err(StoreError::CursorMoved))), "{answers:?}");
+    assert_eq!(under.sql("SELECT seq, balance FROM credits"), ["2|4999990"]);
+    assert!(dead(&under).is_empty());
+}
+
+/// failures 23 (bifrost#3548): what `flush` answered for is there after the process was killed, without any ending.
+async fn what_was_acknowledged_survives_a_crash(mut under: Under) {
+    funded(&under, "u").await;
+    under.store.flush(batch(1, vec![settled("u", 2, 1, 1_000_000)])).await.unwrap();
+    if under.server.is_none() {
+        // The files as a killed process leaves them: database and log, nothing checkpointed.
+        let crashed = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(under.dir.path()).unwrap() {
+            let entry = entry.unwrap();
+            if !entry.file_name().to_string_lossy().ends_with("-shm") {
+                std::fs::copy(entry.path(), crashed.path().join(entry.file_name())).unwrap();
+            }
+        }
+        under.store.close().await;
+        under.dir = crashed;
+    }
+    under.store = store::open(&under.settings, under.dir.path()).await.unwrap();
+    assert_eq!(under.store.cursor(0).await.unwrap().counter, 2);
+    assert_eq!(under.sql("SELECT seq, balance FROM credits"), ["2|4000000"]);
+    assert_books(&under);
+}
+
 async fn a_closed_store_is_unavailable(under: Under) {
     under.store.close().await;
     under.store.close().await;
     let answer = under.store.user(&id("u")).await;
     assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+}
+
+/// failures 24, 46: a database whose replies are lost, or that is gone. Every question ends within its time as
+/// "unavailable", what was asked may have happened all the same, and afterwards everything works without a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_absent_postgres_is_unavailable_and_comes_back() {
+    let server = tokio::task::spawn_blocking(Postgres::own).await.unwrap();
+    let direct: std::net::SocketAddr = server.url().split(['@', '/']).nth(3).unwrap().parse().unwrap();
+    let proxy = ChaosProxy::start(direct);
+    let url = server.url().replace(&direct.to_string(), &proxy.addr().to_string());
+    let settings = config::Store { url, timeout_ms: 500, ..config::Store::default() };
+    let store = store::open(&settings, Path::new("/nonexistent")).await.unwrap();
+    store.create_user(new_user("u", 5)).await.unwrap();
+    let patience = Duration::from_secs(30);
+    let unavailable = async |counter| {
+        let asked = tokio::time::timeout(patience, store.flush(batch(counter, vec![]))).await;
+        assert!(matches!(asked, Ok(Err(StoreError::Unavailable(_)))), "{asked:?}");
+        let asked = tokio::time::timeout(patience, store.ping()).await;
+        assert!(matches!(asked, Ok(Err(StoreError::Unavailable(_)))), "{asked:?}");
+    };
+    let back = async || eventually(patience, "the store answers", async || store.ping().await.ok()).await;
+
+    proxy.swallow_replies(true);
+    unavailable(0).await;
+    proxy.swallow_replies(false);
+    proxy.cut();
+    back().await;
+    // Whether the flush happened, the cursor tells; trying again is safe either way.
+    let again = store.flush(batch(0, vec![])).await;
+    assert!(matches!(again, Ok(_) | Err(StoreError::CursorMoved)), "{again:?}");
+    assert_eq!(store.cursor(0).await.unwrap().counter, 1);
+
+    server.kill();
+    unavailable(1).await;
+    server.restart();
+    back().await;
+    store.flush(batch(1, vec![applied("u", 1, 1)])).await.unwrap();
+    assert_eq!(store.load_account(&id("u")).await.unwrap().unwrap().grants.len(), 1);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_postgres_that_requires_tls_is_not_spoken_to_without() {
+    let server = tokio::task::spawn_blocking(Postgres::start).await.unwrap();
+    let url = format!("{}?sslmode=require", server.url());
+    let settings = config::Store { url, ..config::Store::default() };
+    let refused = store::open(&settings, Path::new("/nonexistent")).await.map(drop);
+    assert!(matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains("TLS")), "{refused:?}");
+}
+
+/// Figures for people: `cargo test --release --test it store::speed -- --ignored --nocapture --test-threads 1`.
+mod speed {
+    use super::*;
+
+    const USERS: [u64; 2] = [16, 1_000];
+
+    async fn flush(under: Under, users: u64, rows_per_batch: u64, batches: u64) {
+        for user in 0..users {
+            under.store.create_user(new_user(&format!("user-{user}"), 5)).await.unwrap();
+        }
+        let granted = (0..users).map(|user| applied(&format!("user-{user}"), 1, 1)).collect();
+        under.store.flush(batch(0, granted)).await.unwrap();
+        let mut seqs = vec![1; 1_000];
+        let mut next = 0;
+        let mut work = Vec::new();
+        for number in 0..batches {
+            let events = (0..rows_per_batch).map(|_| {
+                next = (next + 7_919) % users;
+                let seq: &mut u64 = &mut seqs[next as usize];
+                *seq += 1;
+                settled(&format!("user-{next}"), *seq, 1, 1)
+            });
+            work.push(batch(1 + number, events.collect()));
+        }
+        let (begun, used) = (std::time::Instant::now(), cpu_ticks());
+        for batch in work {
+            under.store.flush(batch).await.unwrap();
+        }
+        let rows = rows_per_batch * batches;
+        let (elapsed, used_us) = (begun.elapsed(), (cpu_ticks() - used) * 10_000);
+        println!(
+            "{users} users, {rows_per_batch} rows a batch: {} rows/s, {} ns of our CPU a row, {} us a batch",
+            u128::from(rows) * 1_000_000 / elapsed.as_micros(),
+            used_us * 1_000 / rows,
+            elapsed.as_micros() / u128::from(batches),
+        );
+    }
+
+    /// User and system time of this process, in hundredths of a second.
+    fn cpu_ticks() -> u64 {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "prints figures"]
+    async fn sqlite() {
+        for (rows, batches) in [(1, 2_000), (25, 1_000), (500, 200)] {
+            for users in USERS {
+                flush(Under::sqlite().await, users, rows, batches).await;
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "prints figures"]
+    async fn postgres() {
+        for (rows, batches) in [(25, 400), (500, 100), (5_000, 20)] {
+            for users in USERS {
+                flush(Under::postgres().await, users, rows, batches).await;
+            }
+        }
+    }
 }
