@@ -1,5 +1,12 @@
 //! The operator's API, on the admin listener: `/admin/v1/…` by bearer token; metrics and health open to whoever gets
 //! there (the listener is on loopback unless told otherwise).
+//!
+//! Under `/admin/v1`: `users` (POST, GET), `users/{id}` (GET), `users/{id}/grants` (POST, GET), `users/{id}/keys` (POST,
+//! GET; DELETE `…/{key}`), `users/{id}/freeze` (POST, DELETE), `users/{id}/usage` (GET), and for service keys `keys`
+//! (POST, GET; DELETE `…/{key}`, which revokes any key).
+//!
+//! A change is stored first and then pushed into the ledger; when the answer leaves, it is live. Where the ledger does not
+//! answer in time the change is stored all the same, the answer says `"pending": true`, and it is pushed until it is live.
 
 mod freeze;
 mod grants;

@@ -1,9 +1,9 @@
 //! What every answer of the HTTP APIs goes through: a request id, a time limit, and a net under panics.
 
 use std::panic::AssertUnwindSafe;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
@@ -39,7 +39,11 @@ pub(crate) async fn frame(State(frame): State<Frame>, mut request: Request, next
     let client_id = client_id(&request);
     request.extensions_mut().insert(id);
     request.extensions_mut().insert(ClientRequestId(client_id));
+    let method = request.method().clone();
+    // The route as it is written, without the ids in it.
+    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let span = tracing::info_span!("api", request_id = %id.0);
+    let began = Instant::now();
     let answered = tokio::time::timeout(frame.timeout, AssertUnwindSafe(next.run(request)).catch_unwind());
     let mut response = match answered.instrument(span.clone()).await {
         Ok(Ok(response)) => response,
@@ -53,7 +57,8 @@ pub(crate) async fn frame(State(frame): State<Frame>, mut request: Request, next
     if let Some(route) = frame.route {
         frame.metrics.requests.with_label_values(&[route, outcome(response.status())]).inc();
     }
-    tracing::info!(request_id = %id.0, route = frame.route, status = response.status().as_u16(), "answered");
+    let (status, latency_ms) = (response.status().as_u16(), began.elapsed().as_millis() as u64);
+    tracing::info!(request_id = %id.0, %method, path, status, latency_ms, "answered");
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::try_from(id.0.to_string()) {
         headers.insert(REQUEST_ID, value);

@@ -37,8 +37,7 @@ impl NewKey {
         let mut text = String::with_capacity(64);
         text.push_str(kind_prefix(kind));
         push_random(&mut text, RANDOM_CHARS)?;
-        let check = crc32fast::hash(text.as_bytes());
-        push_check(&mut text, check);
+        text.extend(check_of(&text).map(char::from));
         Ok(NewKey { text: Secret::new(text), kind })
     }
 
@@ -80,9 +79,7 @@ pub fn parse(text: &str) -> Option<KeyKind> {
         return None;
     }
     let (checked, check) = text.split_at_checked(text.len() - CHECK_CHARS)?;
-    let mut expected = String::with_capacity(CHECK_CHARS);
-    push_check(&mut expected, crc32fast::hash(checked.as_bytes()));
-    (expected == check).then_some(kind)
+    (check_of(checked) == check.as_bytes()).then_some(kind)
 }
 
 /// How a key is known at rest.
@@ -112,12 +109,13 @@ fn push_random(text: &mut String, count: usize) -> Result<(), NoRandomness> {
     Ok(())
 }
 
-fn push_check(text: &mut String, check: u32) {
-    let mut rest = check;
-    for _ in 0..CHECK_CHARS {
-        text.push(char::from(BASE62[(rest % 62) as usize]));
+fn check_of(text: &str) -> [u8; CHECK_CHARS] {
+    let mut rest = crc32fast::hash(text.as_bytes());
+    std::array::from_fn(|_| {
+        let digit = BASE62[(rest % 62) as usize];
         rest /= 62;
-    }
+        digit
+    })
 }
 
 #[cfg(test)]
