@@ -25,9 +25,11 @@ local function abandon(account)
   tidy(account, events_before)
   return amount
 end
+-- After the prefix comes `acct:`.
+name_begins = request[3] + 6
 for i = 6, #KEYS do
-  name = string.sub(KEYS[i], request[3] + 6)
-  names[#names + 1] = name
+  key_index = i
+  names[#names + 1] = string.sub(KEYS[i], name_begins)
   local packed, events_before = values[i - 3], #events
   if packed then
     local readable, account = pcall(cmsgpack.unpack, packed)

@@ -18,8 +18,9 @@ local SETTLED_EVENT, CHARGED_EVENT, ADJUSTED_EVENT, ABANDONED_EVENT = 1, 2, 8, 9
 local LIMIT = 9007199254740991
 local WRITE_OFF_AFTER = 60000000
 
--- The step that runs: its time, the sessions whose holds anyone may return, its events so far, the account's name.
-local now, fenced, name = 0, nil, ''
+-- The step that runs: its time, the sessions whose holds anyone may return, its events so far, how its account's key
+-- stands in KEYS and where in a key the account's name begins.
+local now, fenced, key_index, name_begins = 0, nil, 0, 0
 local events = {}
 -- Whether the operation changed the account; set by whatever changes one.
 local changed = false
@@ -95,14 +96,21 @@ local function holds(account, session, parts)
   return true
 end
 
+-- No deltas; never written to.
+local NONE = {}
+
 -- An event in the making: what one operation has done so far.
 local function blank()
-  return {'', 0, now, 0, 0, 0, 0, 0, 0, '', '', {}}
+  return {'', 0, now, 0, 0, 0, 0, 0, 0, '', '', NONE}
 end
 
 local function shift(event, id, micro)
   if micro == 0 then return end
   local deltas = event[E_DELTAS]
+  if deltas == NONE then
+    event[E_DELTAS] = {id, micro}
+    return
+  end
   for i = 1, #deltas, 2 do
     if deltas[i] == id then
       deltas[i + 1] = deltas[i + 1] + micro
@@ -134,7 +142,7 @@ local function emit(account, kind, event)
   local seq = account[SEQ] + 1
   account[SEQ] = seq
   changed = true
-  event[1], event[2], event[4] = name, seq, kind
+  event[1], event[2], event[4] = string.sub(KEYS[key_index], name_begins), seq, kind
   drop_zero_deltas(event)
   events[#events + 1] = event
 end
@@ -145,7 +153,7 @@ end
 
 -- Takes `amount`, which the account can pay, in burn order.
 local function take(account, amount)
-  local parts, grants = {}, account[GRANTS]
+  local parts, grants = nil, account[GRANTS]
   for i = 1, #grants do
     if amount == 0 then break end
     local grant = grants[i]
@@ -154,11 +162,15 @@ local function take(account, amount)
       local taken = amount < remaining and amount or remaining
       grant[G_REMAINING] = remaining - taken
       amount = amount - taken
-      parts[#parts + 1] = grant[1]
-      parts[#parts + 1] = taken
+      if parts then
+        parts[#parts + 1] = grant[1]
+        parts[#parts + 1] = taken
+      else
+        parts = {grant[1], taken}
+      end
     end
   end
-  return parts
+  return parts or {}
 end
 
 -- Draws `amount` and tells the event.
@@ -238,9 +250,9 @@ local function add_hold(account, session, parts)
     grow_hold(holder, parts)
     return false
   end
-  holder = {session, 1}
+  changed = true
+  if #parts == 2 then holder = {session, 1, parts[1], parts[2]} else holder = {session, 1, unpack(parts)} end
   account[HOLDERS][#account[HOLDERS] + 1] = holder
-  grow_hold(holder, parts)
   return true
 end
 

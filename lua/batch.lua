@@ -31,6 +31,8 @@ elseif number ~= 1 then
 end
 
 session = batch[1]
+-- After the prefix comes `acct:`.
+name_begins = batch[6] + 6
 now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 if now < meta[5] then now = meta[5] end
 if #meta[6] > 0 then
@@ -60,8 +62,7 @@ local function read(place)
 end
 
 local function name_of(place)
-  -- The prefix, then `acct:`.
-  return string.sub(KEYS[place + FIRST_KEY], batch[6] + 6)
+  return string.sub(KEYS[place + FIRST_KEY], name_begins)
 end
 
 read_record = read
@@ -98,7 +99,7 @@ local function without_account(op, place)
   if not stands or ticket[1] ~= op[4] then return {REFUSED} end
   unpacked[op[3]], dirty[op[3]], written_by[op[3]] = false, 'ticket', place
   local account = loaded(op)
-  unpacked[place], dirty[place], name = account, 'account', name_of(place)
+  unpacked[place], dirty[place] = account, 'account'
   tidy(account, #events)
   return {LOADED}
 end
@@ -106,6 +107,7 @@ end
 local function run(op)
   local place = op[1]
   local account, code = unpacked[place], op[2]
+  key_index = place + FIRST_KEY
   if account == nil then
     account = read(place)
     if account then checked(account) end
@@ -119,7 +121,7 @@ local function run(op)
     return {PARKED}
   end
   local events_before = #events
-  name, changed = name_of(place), false
+  changed = false
   local answer = dispatch(account, op)
   tidy(account, events_before)
   if changed then dirty[place] = 'account' end

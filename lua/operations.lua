@@ -31,9 +31,10 @@ end
 
 local function reserved(account, parts)
   local requests, tokens = account[REQUESTS] - now, account[TOKENS] - now
-  local answer = {RESERVED, 0, requests > 0 and requests or 0, tokens > 0 and tokens or 0}
-  for i = 1, #parts do answer[i + 4] = parts[i] end
-  return answer
+  if requests < 0 then requests = 0 end
+  if tokens < 0 then tokens = 0 end
+  if #parts == 2 then return {RESERVED, 0, requests, tokens, parts[1], parts[2]} end
+  return {RESERVED, 0, requests, tokens, unpack(parts)}
 end
 
 -- A limit's state after one more step, or how long to wait (-1: for ever). A step of -1 is no limit, one of -2 is more
