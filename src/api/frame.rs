@@ -58,7 +58,12 @@ pub(crate) async fn frame(State(frame): State<Frame>, mut request: Request, next
         frame.metrics.requests.with_label_values(&[route, outcome(response.status())]).inc();
     }
     let (status, latency_ms) = (response.status().as_u16(), began.elapsed().as_millis() as u64);
-    tracing::info!(request_id = %id.0, %method, path, status, latency_ms, "answered");
+    // Probes and scrapes come every few seconds.
+    if matches!(path.as_deref(), Some("/healthz" | "/readyz" | "/metrics")) {
+        tracing::debug!(request_id = %id.0, %method, path, status, latency_ms, "answered");
+    } else {
+        tracing::info!(request_id = %id.0, %method, path, status, latency_ms, "answered");
+    }
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::try_from(id.0.to_string()) {
         headers.insert(REQUEST_ID, value);
