@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::config::{Config, Plan, Price, Upstream};
+use crate::config::{Config, Plan, Price, Upstream, places};
 use crate::ledger::Limits;
 
 pub(super) fn describe(config: &Config) -> String {
@@ -16,9 +16,12 @@ pub(super) fn describe(config: &Config) -> String {
         (true, _) => "embedded: one replica",
     };
     line("mode", replicas.to_owned());
-    line("ledger", if config.ledger.url.is_empty() { "in this process".to_owned() } else { hosts(&config.ledger.url) });
+    line(
+        "ledger",
+        if config.ledger.url.is_empty() { "in this process".to_owned() } else { places(&config.ledger.url) },
+    );
     let sqlite = || format!("SQLite in {}", config.data_dir.display());
-    line("store", if config.store.url.is_empty() { sqlite() } else { host(&config.store.url) });
+    line("store", if config.store.url.is_empty() { sqlite() } else { places(&config.store.url) });
     let tls = if config.tls.certificate.is_some() { " with TLS" } else { "" };
     line("listen", format!("{}{tls}, credits API under {}", config.listen, config.api.prefix));
     let exposed = if config.admin_listen.ip().is_loopback() { "" } else { " (not loopback: keep it off the internet)" };
@@ -48,22 +51,10 @@ pub(super) fn describe(config: &Config) -> String {
     out
 }
 
-/// Scheme, host and port: the rest of a URL may hold a password.
-fn host(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    format!("{scheme}://{host}")
-}
-
-fn hosts(urls: &str) -> String {
-    urls.split(',').map(|url| host(url.trim())).collect::<Vec<_>>().join(", ")
-}
-
 fn upstream(upstream: &Upstream) -> String {
     let path = upstream.url.parse::<http::Uri>().map(|url| url.path().to_owned()).unwrap_or_default();
     let key = if upstream.api_key.is_some() { "with its key" } else { "without a key" };
-    format!("{}{}, {key}", host(&upstream.url), path.trim_end_matches('/'))
+    format!("{}{}, {key}", places(&upstream.url), path.trim_end_matches('/'))
 }
 
 fn price(price: &Price) -> String {

@@ -65,10 +65,11 @@ fn credits_alone(body: &str) -> Result<String, Failure> {
 }
 
 async fn migrate(config: &Config) -> Result<(), Failure> {
-    let directory = DataDir::open(&config.data_dir)?;
-    let unavailable = || Failure::while_doing(Exit::Unavailable, "the store");
-    let store = store::connect(&config.store, directory.path()).await.map_err(unavailable())?;
-    match store.migrate().await.map_err(unavailable())? {
+    // The SQLite file has one process at a time; Postgres guards its own schema.
+    let _locked = if config.store.url.is_empty() { Some(DataDir::open(&config.data_dir)?) } else { None };
+    let unavailable = |error: store::StoreError| Failure::new(Exit::Unavailable, error.to_string());
+    let store = store::connect(&config.store, &config.data_dir).await.map_err(unavailable)?;
+    match store.migrate().await.map_err(unavailable)? {
         0 => show::text("the schema is up to date"),
         count => show::text(&format!("{count} migrations ran; the schema is up to date")),
     }

@@ -60,10 +60,11 @@ pub struct Api {
     pub max_body_bytes: usize,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ledger {
     /// `redis://…` or `rediss://…`; empty: embedded.
+    #[serde(serialize_with = "show_places")]
     pub url: String,
     /// Shards of a new ledger; 0: 1 on a single Redis, 16 on a Cluster. Fixed once created.
     pub shards: u32,
@@ -88,10 +89,11 @@ pub struct Ledger {
     pub park_after_ms: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Store {
     /// `postgres://…`; empty: SQLite in the data directory.
+    #[serde(serialize_with = "show_places")]
     pub url: String,
     pub max_connections: usize,
     pub timeout_ms: u64,
@@ -335,6 +337,42 @@ impl Serialize for Secret {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str("(secret)")
     }
+}
+
+// Their URLs may carry passwords.
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Ledger").field("url", &places(&self.url)).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Store").field("url", &places(&self.url)).finish_non_exhaustive()
+    }
+}
+
+/// Scheme, host and port of each URL of a list with commas: what may be shown of it.
+pub fn places(urls: &str) -> String {
+    let place = |url: &str| {
+        let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        // A password that holds a separator itself moves everything: then nothing is shown.
+        let host = match (rest.matches('@').count(), authority.split_once('@')) {
+            (0, _) => authority,
+            (1, Some((_, host))) => host,
+            _ => "…",
+        };
+        format!("{scheme}://{host}")
+    };
+    if urls.is_empty() {
+        return String::new();
+    }
+    urls.split(',').map(|url| place(url.trim())).collect::<Vec<_>>().join(", ")
+}
+
+fn show_places<S: serde::Serializer>(urls: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&places(urls))
 }
 
 impl Plan {

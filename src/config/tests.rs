@@ -205,7 +205,14 @@ fn values_are_never_quoted() {
         let error = load(&file, &env).unwrap_err().to_string();
         assert!(!error.contains(secret), "{error}");
     }
-    let config = load("", &[("FAREGATE_ADMIN_TOKEN", secret)]).unwrap();
+    let env = [
+        ("FAREGATE_ADMIN_TOKEN", secret),
+        ("FAREGATE_UPSTREAM_API_KEY", secret),
+        ("FAREGATE_LEDGER_URL", "redis://:hunter2hunter2@cache:6379"),
+        ("FAREGATE_STORE_URL", "postgres://user:hunter2hunter2@db/faregate"),
+    ];
+    let config = load("", &env).unwrap();
+    assert!(format!("{config:?}").contains("redis://cache:6379"));
     assert!(!format!("{config:?}").contains(secret));
     assert!(!serde_json::to_string(&config).unwrap().contains(secret));
 }
@@ -240,4 +247,14 @@ fn the_whole_is_validated() {
         assert!(found.contains(message), "{setting}={value}: {found}");
     }
     load("", &[("FAREGATE_LEDGER_URL", "redis://127.0.0.1:6379")]).expect("Redis over SQLite is one replica");
+}
+
+#[test]
+fn of_urls_only_places_are_shown() {
+    assert_eq!(places("redis://a:6379, rediss://:pw@b:1/0"), "redis://a:6379, rediss://b:1");
+    assert_eq!(places("postgres://u:pw@db:5432/faregate?sslmode=require"), "postgres://db:5432");
+    for awkward in ["redis://:p/w@b", "redis://:p?w@b", "redis://u:p@w/x@b", "postgres://u@db/x?password=p@w"] {
+        let shown = places(awkward);
+        assert!(shown.ends_with("://…"), "{shown}");
+    }
 }
