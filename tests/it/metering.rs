@@ -24,6 +24,10 @@ per_request = 0
 unknown_model = "refuse"
 
 [[prices.tokens.models]]
+model = "gpt-tiny"
+input_per_million = 0.55
+
+[[prices.tokens.models]]
 model = "gpt-*"
 input_per_million = 1000
 cached_input_per_million = 500
@@ -432,4 +436,46 @@ async fn at_a_flat_price_tokens_are_recorded_or_bodies_pass_unread() {
         let refused = setting.post("/v1/batches", &key, &json!({})).await;
         assert!(refused.text().contains("batch"), "{}", refused.text());
     }
+}
+
+/// failures 14: floats, a counter reads 0.00054999999999995 (litellm PR#36592).
+#[tokio::test]
+async fn tiny_charges_add_up_exactly() {
+    let setting = Setting::start(PRICES);
+    let key = setting.faregate.user("ann", "1").await;
+    let mut balance = 1_000_000;
+    for length in 1..=40 {
+        let answer = setting.post("/v1/chat/completions", &key, &chat("gpt-tiny", &"x".repeat(length))).await;
+        // 0.55 micro-credits a token, rounded up once.
+        balance -= (tokens(&answer.json()["usage"])[0] * 55 + 99) / 100;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    assert_eq!(setting.settled("ann").await, balance);
+}
+
+/// failures 10: a hold with a fixed life expires under a long stream, and the late settle is free (limitador).
+#[tokio::test]
+async fn a_hold_lives_as_long_as_its_stream() {
+    let redis = Redis::start();
+    let options = Options::new().ledger(redis.url());
+    let options = options
+        .set("ledger.heartbeat_interval_ms", 100)
+        .set("ledger.unacknowledged_limit_ms", 1_000)
+        .set("ledger.fence_after_ms", 2_000);
+    let setting = Setting::with(options, PRICES);
+    let key = setting.faregate.user("ann", "10").await;
+    let body = with(chat("gpt-4o@tokens=160,chunk-ms=25", "hello"), "max_tokens", json!(200));
+    let body = with(body, "stream", json!(true));
+    let mut stream = setting.faregate.http.stream(&setting.faregate.url("/v1/chat/completions"), &key, &body).await;
+    let id = stream.headers["x-request-id"].to_str().unwrap().to_owned();
+    let mut seen = 0;
+    while seen < 120 {
+        seen += sse_data(&stream.chunk().await.unwrap().unwrap()).len();
+    }
+    assert!(setting.faregate.held("ann").await > 0.4, "three seconds on, the whole of it is held");
+    let (_, proper) = stream.rest().await;
+    assert!(proper);
+    let row = setting.row_of("ann", &id).await;
+    assert_eq!((&row["output_tokens"], &row["estimated"]), (&json!(160), &json!(false)));
+    assert_eq!(setting.settled("ann").await, 10_000_000 - micro(&row["credits"]));
 }

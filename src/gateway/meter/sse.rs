@@ -139,10 +139,14 @@ impl<'b> Event<'b> {
             // An empty line between CR and LF reads as no field: the two need no telling apart here.
             rest = after.get(1..).unwrap_or_default();
             if let Some(value) = field(line, b"data") {
-                event.data = Some(match event.data.take() {
-                    None => Cow::Borrowed(value),
-                    Some(data) => Cow::Owned([&data, &b"\n"[..], value].concat()),
-                });
+                match &mut event.data {
+                    None => event.data = Some(Cow::Borrowed(value)),
+                    Some(data) => {
+                        let data = data.to_mut();
+                        data.push(b'\n');
+                        data.extend_from_slice(value);
+                    }
+                }
             } else if let Some(value) = field(line, b"event") {
                 event.name = Some(value);
             }
