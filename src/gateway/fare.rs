@@ -197,6 +197,19 @@ impl Fare {
         }
     }
 
+    /// Ends it without cost: what was forwarded came to nothing. Answers the refusal as one that is settled.
+    pub(super) fn refused(&mut self, refusal: Refusal) -> Refusal {
+        if let Refusal::UpstreamsDown(_) = refusal {
+            // Nothing was sent to anybody: dropping gives everything back.
+            self.before = None;
+            return refusal;
+        }
+        self.upstream_ended();
+        drop(self.finish(End::free(refusal.outcome(), refusal.status().as_u16())));
+        self.observe();
+        Refusal::Settled(Box::new(refusal))
+    }
+
     /// Ends it. The settle is under way when this returns; the reply is its acknowledgement, and is there only when
     /// something was charged: nobody needs to wait for nothing.
     pub(super) fn finish(&mut self, end: End) -> Option<Reply> {

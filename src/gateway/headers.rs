@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
-use super::upstream::Target;
+use super::target::Target;
 use crate::config::RouteKind;
 use crate::credits::Credits;
 use crate::ledger::{LIMIT_WINDOW_US, Limits, Reserved, limit_increment};

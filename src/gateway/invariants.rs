@@ -4,7 +4,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::headers::{ConnectionOptions, Forwarding, client_request_id, forward, strip_answer};
 use super::meter::invariants::{Violation, holds};
-use super::upstream::Target;
+use super::target::Target;
 use crate::config::{self, RouteKind};
 use crate::telemetry::Metrics;
 

@@ -1,16 +1,19 @@
 //! The data plane: one request's way from the client to the upstream and back.
 //!
 //! Each worker is a thread with its own single-threaded runtime, listener, upstream connections and way to the ledger;
-//! nothing that a request touches is shared but counters. [`request`] tells the story of a request; everything else is
+//! nothing that a request touches is shared but counters. The module `request` tells the story of a request; everything else is
 //! what it asks on the way.
 
 mod answer;
+mod ask;
 mod body;
 mod breaker;
 mod client_io;
 mod connect;
+mod delivery;
 mod fare;
 mod forward;
+mod gather;
 mod headers;
 mod id;
 pub mod invariants;
@@ -18,8 +21,10 @@ pub mod meter;
 mod outcome;
 mod refusal;
 mod request;
+mod ride;
 mod route;
 mod shed;
+mod target;
 mod upstream;
 mod websocket;
 mod worker;
@@ -31,7 +36,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 pub use connect::TlsError;
-pub use upstream::TargetError;
+pub use target::TargetError;
 
 use crate::config::Config;
 use crate::identity::Identity;

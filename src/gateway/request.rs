@@ -1,42 +1,40 @@
 //! One request's life, from its first byte to its last. [`ride`] decides; everything else computes.
 
-use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{self, HeaderValue};
+use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 use tower::ServiceExt;
 use uuid::Uuid;
 
-use super::answer::{self, Answer, GATHER_BYTES, Gathered, Meter, Ride};
-use super::body::{Bounded, BoxError, Outgoing, ReadyBody};
+use super::ask::{self, Terms};
+use super::body::{BodyFault, Bounded, BoxError, Outgoing};
 use super::client_io::{Activity, InFlight};
-use super::fare::{self, End, Errand, Fare, Pay, Ticket};
-use super::forward::{self, Job, Payload};
+use super::delivery::{self, Reading, Waiting};
+use super::fare::{self, Errand, Fare, Pay, Ticket};
+use super::forward::{Job, Payload};
 use super::headers::{self, ConnectionOptions};
 use super::id;
-use super::meter::{self, AnswerMeter, Endpoint, Inspection, StreamMeter};
-use super::outcome::Outcome;
+use super::meter::{self, Inspection};
 use super::refusal::Refusal;
 use super::route::{self, Route};
-use super::upstream::Answered;
+use super::upstream::{Answered, Fault};
 use super::websocket;
 use super::worker::{Peer, Worker};
-use crate::config::{ClientGone, RouteKind};
+use crate::config::RouteKind;
 use crate::credits::Credits;
 use crate::identity::principal::SharedPrincipal;
-use crate::ledger::hold::{self, Ask};
-use crate::pricing::{Price, Tokens};
+use crate::pricing::Price;
 
 /// Bodies that are not read for their content are kept up to this size, so that they can be sent again.
 const KEPT_BODY_BYTES: u64 = 64 * 1024;
@@ -140,21 +138,36 @@ impl Passage {
         refusal.answer(kind, self.anthropic, self.request_id.clone())
     }
 
-    fn fare(
-        &self,
-        route: &Rc<Route>,
-        who: &SharedPrincipal,
-        ticket: Ticket,
-        price: Price,
-        named: Option<String>,
-    ) -> Fare {
+    fn fare(&self, route: &Rc<Route>, who: &SharedPrincipal, ticket: Ticket, price: Price, head: &Parts) -> Fare {
         let errand = Errand {
             request_id: self.id,
-            client_request_id: named,
+            client_request_id: headers::client_request_id(&head.headers),
             created_at_ms: self.created_at_ms,
             began: self.began,
         };
         Fare::new(&self.worker, route, who, ticket, price, errand)
+    }
+
+    fn job(
+        &self,
+        head: Parts,
+        options: ConnectionOptions,
+        body: Payload,
+        read: bool,
+        upgrade: bool,
+    ) -> Result<Job, Refusal> {
+        Ok(Job {
+            method: head.method,
+            path: head.uri.path_and_query().cloned().ok_or(Refusal::Path)?,
+            version: head.version,
+            headers: head.headers,
+            options,
+            body,
+            peer: self.peer,
+            request_id: self.request_id.clone(),
+            read,
+            upgrade: upgrade.then(|| HeaderValue::from_static("websocket")),
+        })
     }
 }
 
@@ -167,106 +180,66 @@ async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<R
     passage.anthropic = endpoint.speaks_anthropic();
     worker.shared.shed.check(passage.peer.address.ip()).map_err(Refusal::Shed)?;
     let options = well_formed(passage, &request)?;
-    let upgrade = websocket::asked_for(request.method(), request.version(), request.headers());
-    let client_side = upgrade.then(|| hyper::upgrade::on(&mut request));
-
     let who = match worker.shared.identity.cached(request.headers()) {
         Some(known) => known?,
         None => worker.shared.identity.authenticate(request.headers()).await?,
     };
+    let upgrade = websocket::asked_for(request.method(), request.version(), request.headers());
     if upgrade && !(route.kind() == RouteKind::Http && route.settings.websocket) {
         return Err(Refusal::Upgrade);
     }
-    let named = headers::client_request_id(request.headers());
+    let client_side = upgrade.then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
     if body.size_hint().exact().is_some_and(|length| length > route.body.max_bytes as u64) {
-        return Err(super::body::BodyFault::TooLarge.into());
+        return Err(BodyFault::TooLarge.into());
     }
-    let fixed = fixed_price(&route, endpoint)?;
-    let unread = !endpoint.metered() || (fixed.is_some() && !route.settings.record_tokens);
-    let token_limit = who.limits.tokens_per_minute > 0 && endpoint.metered();
-
-    // What costs the same whatever the body says is taken before the body is read.
-    let mut fare = None;
-    if let Some(price) = fixed
-        && (unread || !token_limit)
-    {
-        let ticket = if endpoint == Endpoint::Free {
-            Ticket { pay: Pay::Free, fares: None }
-        } else {
-            fare::take(&worker, &route, &who, flat_ask(price, &who)).await?
-        };
-        fare = Some(passage.fare(&route, &who, ticket, price, named.clone()));
-    }
-    let (payload, inspection) = if unread {
-        (unread_body(body, &route).await?, None)
-    } else {
+    let (terms, read) = ask::terms(&route, endpoint, &who)?;
+    let early = match terms {
+        Terms::Free => Some((Ticket { pay: Pay::Free, fares: None }, Price::flat(Credits::ZERO))),
+        Terms::Early(price) => Some((fare::take(&worker, &route, &who, ask::flat(price, &who)).await?, price)),
+        Terms::Late => None,
+    };
+    let early = early.map(|(ticket, price)| passage.fare(&route, &who, ticket, price, &head));
+    let (payload, inspection) = if read {
         let bytes = read_body(body, &route).await?;
         let inspection = Inspection::read(endpoint, &bytes, &worker.shared.config.metering)?;
         (Payload::Whole(bytes), Some(inspection))
+    } else {
+        (unread_body(body, &route).await?, None)
     };
-    let mut clamped = None;
-    let mut fare = match (fare, &inspection) {
-        (Some(fare), _) => fare,
+    let (mut fare, clamped) = match (early, &inspection) {
+        (Some(fare), _) => (fare, None),
         (None, Some(inspection)) => {
             let price = route.prices.price(inspection.model.as_deref()).ok_or(Refusal::UnknownModel)?;
-            let ask = metered_ask(&price, inspection, &route, &who);
+            let ask = ask::metered(&price, inspection, &route, &who);
             let ticket = fare::take(&worker, &route, &who, ask).await?;
-            let fare = passage.fare(&route, &who, ticket, price, named);
-            clamped = clamp(&fare, ask, inspection)?;
-            fare
+            let fare = passage.fare(&route, &who, ticket, price, &head);
+            let clamped = ask::clamp(&fare, ask, inspection)?;
+            (fare, clamped)
         }
         (None, None) => return Err(Refusal::Internal),
     };
-    let payload = match (payload, &inspection) {
-        (Payload::Whole(bytes), Some(inspection)) => Payload::Whole(inspection.forward_body(bytes, clamped)),
-        (payload, _) => payload,
-    };
-    if let Some(inspection) = &inspection {
-        fare.describe(inspection.model.clone(), inspection.stream);
-    }
-    let path = head.uri.path_and_query().cloned().ok_or(Refusal::Path)?;
     let bodiless = head.method == Method::HEAD;
-    let job = Job {
-        method: head.method,
-        path,
-        version: head.version,
-        headers: head.headers,
-        options,
-        body: payload,
-        peer: passage.peer,
-        request_id: passage.request_id.clone(),
-        read: endpoint.metered() && !unread,
-        upgrade: upgrade.then(|| HeaderValue::from_static("websocket")),
-    };
-    let reading = Reading { endpoint, inspection, clamped, bodiless };
+    let payload = edited(payload, inspection.as_ref(), clamped, &mut fare);
+    let job = passage.job(head, options, payload, read, upgrade)?;
     fare.forwarding();
-    let (answered, fare) = Waiting::new(&route, job, fare, reading).await;
-    let (mut fare, reading) = fare;
-    let answered = match answered {
-        Ok(answered) => answered,
-        Err(refusal) => {
-            fare.upstream_ended();
-            drop(fare.finish(End::free(refusal.outcome(), refusal.status().as_u16())));
-            fare.observe();
-            return Err(Refusal::Settled(Box::new(refusal)));
+    let reading = Reading { endpoint, inspection, clamped, bodiless };
+    let (answered, (mut fare, reading)) = Waiting::new(&route, job, fare, reading).await;
+    match answered {
+        Err(refusal) => Err(fare.refused(refusal)),
+        Ok(answered) if is_our_fault(&answered, route.kind()) => {
+            let upstream = &answered.lease.upstream().target.name;
+            tracing::warn!(request_id = %passage.id, upstream, "the upstream does not accept our key");
+            Err(fare.refused(Refusal::UpstreamKey))
         }
-    };
-    let status = answered.response.status();
-    if is_our_fault(status, &answered, route.kind()) {
-        let upstream = &answered.lease.upstream().target.name;
-        tracing::warn!(request_id = %passage.id, upstream, %status, "the upstream does not accept our key");
-        drop(fare.finish(End::free(Outcome::UpstreamRefusedKey, 502)));
-        fare.observe();
-        return Err(Refusal::Settled(Box::new(Refusal::UpstreamKey)));
+        Ok(answered) if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS => match client_side {
+            Some(client_side) => {
+                Ok(delivery::switch(passage.request_id.clone(), &route, fare, answered, client_side).await)
+            }
+            None => Err(fare.refused(Fault::Garbled.into())),
+        },
+        Ok(answered) => delivery::deliver(passage.request_id.clone(), &route, fare, answered, reading).await,
     }
-    if status == StatusCode::SWITCHING_PROTOCOLS {
-        return match client_side {
-            Some(client_side) => Ok(switch(passage, &route, fare, answered, client_side).await),
-            None => Err(Refusal::Settled(Box::new(Refusal::Upstream(super::upstream::Fault::Garbled)))),
-        };
-    }
-    deliver(passage, &route, fare, answered, reading).await
 }
 
 /// What no upstream shall see.
@@ -290,39 +263,13 @@ fn well_formed(passage: &Passage, request: &Request<Incoming>) -> Result<Connect
     ConnectionOptions::of(request.headers()).map_err(|_| Refusal::Connection)
 }
 
-/// The price that does not depend on the body; `None` where it does.
-fn fixed_price(route: &Route, endpoint: Endpoint) -> Result<Option<Price>, Refusal> {
-    match endpoint {
-        Endpoint::Refused(why) => Err(why.into()),
-        Endpoint::Free => Ok(Some(Price::flat(Credits::ZERO))),
-        Endpoint::PerRequest | Endpoint::Unlisted => route.flat.map(Some).ok_or(Refusal::Unpriced),
-        _ => Ok(route.flat),
-    }
-}
-
-fn flat_ask(price: Price, who: &SharedPrincipal) -> Ask {
-    let amount = price.cost(Tokens::default());
-    Ask { amount, floor: amount, tokens: 0, limits: who.limits }
-}
-
-/// The most that a request may cost; where the route says so, as much of it as the balance affords.
-fn metered_ask(price: &Price, inspection: &Inspection, route: &Route, who: &SharedPrincipal) -> Ask {
-    let upper = inspection.upper_tokens(price, None);
-    let amount = price.upper_bound(upper);
-    let clamps = route.settings.clamp && price.metered();
-    let floor = if clamps { price.upper_bound(inspection.upper_tokens(price, Some(1))).min(amount) } else { amount };
-    Ask { amount, floor, tokens: upper.input.saturating_add(upper.output), limits: who.limits }
-}
-
-/// The output limit that what is held pays for, where that is less than what was asked.
-fn clamp(fare: &Fare, ask: Ask, inspection: &Inspection) -> Result<Option<u64>, Refusal> {
-    let Some(held) = fare.held().filter(|held| *held < ask.amount) else { return Ok(None) };
-    match inspection.affordable_limit(&fare.price, held) {
-        Some(limit) => Ok(Some(limit)),
-        None => {
-            let refusal = hold::Refusal::Insufficient { available: held, held: Credits::ZERO };
-            Err(Refusal::Ledger { refusal, asked: ask.amount })
-        }
+/// The body as it is forwarded, and what the usage row says of it.
+fn edited(payload: Payload, inspection: Option<&Inspection>, clamped: Option<u64>, fare: &mut Fare) -> Payload {
+    let Some(inspection) = inspection else { return payload };
+    fare.describe(inspection.model.clone(), inspection.stream);
+    match payload {
+        Payload::Whole(bytes) => Payload::Whole(inspection.forward_body(bytes, clamped)),
+        other => other,
     }
 }
 
@@ -344,166 +291,8 @@ async fn unread_body(body: Incoming, route: &Route) -> Result<Payload, Refusal> 
 }
 
 /// An upstream's 401 or 403 to a request that carried our key.
-fn is_our_fault(status: StatusCode, answered: &Answered, kind: RouteKind) -> bool {
-    let refused = status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN;
+fn is_our_fault(answered: &Answered, kind: RouteKind) -> bool {
+    let refused = matches!(answered.response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
     // An application of one's own that was given no key speaks to its users.
     refused && (kind != RouteKind::Http || answered.lease.upstream().target.key.is_some())
-}
-
-/// How an answer shall be read.
-struct Reading {
-    endpoint: Endpoint,
-    inspection: Option<Inspection>,
-    clamped: Option<u64>,
-    bodiless: bool,
-}
-
-impl Reading {
-    fn meter(&self, answered: &Answered) -> Meter {
-        let Some(inspection) = &self.inspection else { return Meter::Blind };
-        if !answered.response.status().is_success() {
-            return Meter::Blind;
-        }
-        let content_type = answered.response.headers().get(header::CONTENT_TYPE);
-        let is_stream = content_type.is_some_and(|value| {
-            value.as_bytes().get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
-        });
-        if is_stream {
-            Meter::Stream(StreamMeter::new(self.endpoint, inspection).limited(self.clamped))
-        } else {
-            Meter::Whole(AnswerMeter::new(self.endpoint, inspection))
-        }
-    }
-
-    /// The answer as something to be read, metered and paid. The response's own body stays behind empty.
-    fn board(&self, mut fare: Fare, answered: Answered) -> (http::response::Parts, Ride) {
-        let meter = self.meter(&answered);
-        let Answered { response, lease } = answered;
-        fare.answered_by(&lease.upstream().target.name);
-        let (head, body) = response.into_parts();
-        let covered = match &self.inspection {
-            Some(inspection) if fare.price.metered() => inspection.upper_tokens(&fare.price, self.clamped).output,
-            _ => u64::MAX,
-        };
-        let idle = Duration::from_millis(lease.upstream().target.settings.idle_timeout_ms);
-        let left = body.size_hint().exact();
-        let status = head.status.as_u16();
-        let lease = Some(lease);
-        (head, Ride { body, lease, meter, fare, status, idle, timer: None, covered, left })
-    }
-}
-
-type Forwarded = Pin<Box<dyn Future<Output = Result<Answered, Refusal>>>>;
-
-/// A request that waits for the head of its answer. Where the client leaves meanwhile and the route drains, the wait
-/// goes on without it.
-struct Waiting {
-    future: Option<Forwarded>,
-    rest: Option<(Fare, Reading)>,
-}
-
-impl Waiting {
-    fn new(route: &Rc<Route>, job: Job, fare: Fare, reading: Reading) -> Waiting {
-        let future = Box::pin(forward::forward(Rc::clone(route), job));
-        Waiting { future: Some(future), rest: Some((fare, reading)) }
-    }
-}
-
-impl Future for Waiting {
-    type Output = (Result<Answered, Refusal>, (Fare, Reading));
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(future) = &mut self.future else { return Poll::Pending };
-        let Poll::Ready(answered) = future.as_mut().poll(context) else { return Poll::Pending };
-        self.future = None;
-        match self.rest.take() {
-            Some(rest) => Poll::Ready((answered, rest)),
-            None => Poll::Pending,
-        }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let (Some(future), Some((fare, reading))) = (self.future.take(), self.rest.take()) else { return };
-        let worker = Rc::clone(fare.worker());
-        if fare.route.settings.client_gone == ClientGone::Drain && !worker.closing() && !std::thread::panicking() {
-            worker.rides.spawn(async move {
-                match future.await {
-                    Ok(answered) => reading.board(fare, answered).1.finish_reading().await,
-                    Err(refusal) => {
-                        let mut fare = fare;
-                        drop(fare.finish(End::free(refusal.outcome(), refusal.status().as_u16())));
-                    }
-                }
-            });
-        }
-    }
-}
-
-/// Hands an answer to the client: at once where it is short or has no body, as it comes where not.
-async fn deliver(
-    passage: &Passage,
-    route: &Route,
-    fare: Fare,
-    answered: Answered,
-    reading: Reading,
-) -> Result<Response<Outgoing>, Refusal> {
-    let fares = fare.fares.clone();
-    let flat = fare.price;
-    let (mut head, ride) = reading.board(fare, answered);
-    let length = ride.left;
-    let bodiless = reading.bodiless || length == Some(0) || head.status == StatusCode::NOT_MODIFIED;
-    headers::strip_answer(&mut head.headers, route.kind(), reading.bodiless || head.status == StatusCode::NOT_MODIFIED);
-    let short = match (length, &ride.meter) {
-        (Some(length), _) => length <= GATHER_BYTES,
-        (None, Meter::Whole(_)) => true,
-        (None, Meter::Blind | Meter::Stream(_)) => false,
-    };
-    let mut cost = None;
-    let body = if bodiless || short {
-        match answer::gather(ride).await? {
-            Gathered::Whole { frames, trailers, cost: paid } => {
-                cost = Some(paid);
-                if bodiless { Outgoing::Empty } else { Outgoing::Ready(ReadyBody::new(frames, trailers)) }
-            }
-            Gathered::Larger(answer) => Outgoing::Metered(answer),
-        }
-    } else {
-        if matches!(ride.meter, Meter::Blind) {
-            cost = Some(if head.status.as_u16() >= 400 { Credits::ZERO } else { flat.cost(Tokens::default()) });
-        }
-        Outgoing::Metered(Box::new(Answer::new(ride)))
-    };
-    headers::annotate(&mut head.headers, route.kind(), passage.request_id.clone(), fares.as_ref(), cost);
-    head.extensions.clear();
-    // The client's own version is hyper's business.
-    head.version = Version::HTTP_11;
-    Ok(Response::from_parts(head, body))
-}
-
-/// Both sides change protocols: paid now, per request, then joined.
-async fn switch(
-    passage: &Passage,
-    route: &Route,
-    mut fare: Fare,
-    mut answered: Answered,
-    client_side: OnUpgrade,
-) -> Response<Outgoing> {
-    let target = &answered.lease.upstream().target;
-    let idle = Duration::from_millis(target.settings.idle_timeout_ms);
-    fare.answered_by(&target.name);
-    fare.upstream_ended();
-    let cost = fare.price.cost(Tokens::default());
-    let reply = fare.finish(End { outcome: Outcome::Ok, status: 101, cost, tally: None });
-    fare.acknowledged(reply).await;
-    let upstream_side = hyper::upgrade::on(&mut answered.response);
-    passage.worker.rides.spawn(websocket::tunnel(client_side, upstream_side, idle));
-    let (mut head, _) = answered.response.into_parts();
-    headers::strip_answer(&mut head.headers, route.kind(), false);
-    head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers::annotate(&mut head.headers, route.kind(), passage.request_id.clone(), fare.fares.as_ref(), Some(cost));
-    head.extensions.clear();
-    Response::from_parts(head, Outgoing::Empty)
 }

@@ -3,6 +3,7 @@
 mod mishaps;
 mod protocol;
 mod rig;
+mod tls;
 
 use std::time::Duration;
 

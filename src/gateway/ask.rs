@@ -1,0 +1,64 @@
+//! What a request is asked to pay before it rides.
+
+use super::fare::Fare;
+use super::meter::{Endpoint, Inspection};
+use super::refusal::Refusal;
+use super::route::Route;
+use crate::credits::Credits;
+use crate::identity::principal::SharedPrincipal;
+use crate::ledger::hold::{self, Ask};
+use crate::pricing::{Price, Tokens};
+
+/// When a request is paid.
+pub(super) enum Terms {
+    /// It costs nothing, and is recorded.
+    Free,
+    /// The same whatever its body says: taken before the body is read.
+    Early(Price),
+    /// By what its body says.
+    Late,
+}
+
+/// When a request is paid, and whether its body and its answer are read for what they use.
+pub(super) fn terms(route: &Route, endpoint: Endpoint, who: &SharedPrincipal) -> Result<(Terms, bool), Refusal> {
+    match endpoint {
+        Endpoint::Refused(why) => Err(why.into()),
+        Endpoint::Free => Ok((Terms::Free, false)),
+        Endpoint::PerRequest | Endpoint::Unlisted => {
+            let price = route.flat.ok_or(Refusal::Unpriced)?;
+            Ok((Terms::Early(price), false))
+        }
+        _ => match route.flat {
+            Some(price) if !route.settings.record_tokens => Ok((Terms::Early(price), false)),
+            // A limit of tokens wants to know how many, before anything is taken.
+            Some(price) if who.limits.tokens_per_minute == 0 => Ok((Terms::Early(price), true)),
+            Some(_) | None => Ok((Terms::Late, true)),
+        },
+    }
+}
+
+pub(super) fn flat(price: Price, who: &SharedPrincipal) -> Ask {
+    let amount = price.cost(Tokens::default());
+    Ask { amount, floor: amount, tokens: 0, limits: who.limits }
+}
+
+/// The most that a request may cost; where the route says so, as much of it as the balance affords.
+pub(super) fn metered(price: &Price, inspection: &Inspection, route: &Route, who: &SharedPrincipal) -> Ask {
+    let upper = inspection.upper_tokens(price, None);
+    let amount = price.upper_bound(upper);
+    let clamps = route.settings.clamp && price.metered();
+    let floor = if clamps { price.upper_bound(inspection.upper_tokens(price, Some(1))).min(amount) } else { amount };
+    Ask { amount, floor, tokens: upper.input.saturating_add(upper.output), limits: who.limits }
+}
+
+/// The output limit that what is held pays for, where that is less than what was asked.
+pub(super) fn clamp(fare: &Fare, ask: Ask, inspection: &Inspection) -> Result<Option<u64>, Refusal> {
+    let Some(held) = fare.held().filter(|held| *held < ask.amount) else { return Ok(None) };
+    match inspection.affordable_limit(&fare.price, held) {
+        Some(limit) => Ok(Some(limit)),
+        None => {
+            let refusal = hold::Refusal::Insufficient { available: held, held: Credits::ZERO };
+            Err(Refusal::Ledger { refusal, asked: ask.amount })
+        }
+    }
+}
