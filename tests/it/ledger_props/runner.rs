@@ -161,6 +161,9 @@ impl<'a> Run<'a> {
         }
         let BatchAnswer::Answers(answers) = expected else { return self.replace_session(slot) };
         self.slots[slot].number = number;
+        for (op, answer) in ops.iter().zip(&answers) {
+            within_bounds(&op.act, answer)?;
+        }
         for (then, answer) in then.into_iter().zip(answers) {
             match (then, answer) {
                 (Then::Reserved { account }, Answer::Reserved(reserved)) => {
@@ -446,6 +449,14 @@ impl Shadow {
         let sum: i64 = ledger.iter().map(|grant| grant.remaining_micro).sum();
         same("the books", &self.net, &(sum - self.debt))
     }
+}
+
+/// What was taken is neither less than the floor nor more than was asked: the model could be wrong, too.
+fn within_bounds(act: &Act, answer: &Answer) -> Result<(), Failure> {
+    let (Act::Reserve { amount: most, floor, .. } | Act::Extend { more: most, floor, .. }) = act else { return Ok(()) };
+    let Answer::Reserved(reserved) = answer else { return Ok(()) };
+    let taken = reserved.parts.iter().fold(Credits::ZERO, |sum, (_, part)| sum.saturating_add(*part));
+    if (*floor..=*most).contains(&taken) { Ok(()) } else { Err(format!("{taken:?} were taken for {act:?}")) }
 }
 
 fn credits(micro: i64) -> Credits {
