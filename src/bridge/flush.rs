@@ -13,6 +13,10 @@ use crate::telemetry::Metrics;
 /// The first wait after a failure; it doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// The least time between the starts of two group commits.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(2);
+/// How long one look at an empty log that wakes its reader may last.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// How long the log may take to drain once the process stops. What is left then is still in the log where that is
 /// durable (Redis); where it is not, the store was out of reach all the while.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(20);
@@ -62,7 +66,11 @@ impl<L: EventLog> Flusher<'_, L> {
             match self.turn(shard, &mut cursor).await {
                 Ok(0) if self.stop.is_cancelled() => return,
                 Ok(_) => backoff = BACKOFF_MIN,
-                Err(FlushError::Store(StoreError::CursorMoved)) => cursor = None,
+                Err(FlushError::Store(StoreError::CursorMoved)) => {
+                    // Another replica's flusher is at work: it is left to it for a moment.
+                    cursor = None;
+                    tokio::time::sleep(BACKOFF_MIN).await;
+                }
                 Err(error) => {
                     tracing::warn!(shard, %error, wait_ms = backoff.as_millis() as u64, "events could not be flushed");
                     // Whether a failed commit took effect is not known: the store's own cursor tells.
@@ -105,7 +113,12 @@ impl<L: EventLog> Flusher<'_, L> {
     }
 
     async fn read(&self, shard: u32, from: Cursor) -> Result<Entries, FlushError> {
-        let wait = if self.stop.is_cancelled() { Duration::ZERO } else { self.interval() };
+        let wait = match self.stop.is_cancelled() {
+            true => Duration::ZERO,
+            // An awaited log wakes its reader.
+            false if self.log.awaited() => IDLE_WAIT,
+            false => self.interval(),
+        };
         let read = self.log.read(shard, from, self.settings.flush_batch.max(1), wait);
         tokio::select! {
             entries = read => Ok(entries?),
@@ -128,6 +141,3 @@ impl<L: EventLog> Flusher<'_, L> {
         Duration::from_millis(self.settings.flush_interval_ms.max(1))
     }
 }
-
-/// The least time between the starts of two group commits.
-const COMMIT_INTERVAL: Duration = Duration::from_millis(2);

@@ -202,3 +202,112 @@ fn admitted(answer: Result<Answer, LedgerError>) -> Result<Reserved, Refusal> {
         Ok(_) | Err(LedgerError::Unavailable) => Refusal::Unavailable,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::ledger::{GrantId, Ledger, Status};
+
+    /// Keeps what was submitted, and answers when the test says so.
+    #[derive(Debug, Default)]
+    struct Slow {
+        acts: Mutex<Vec<Act>>,
+        senders: Mutex<Vec<oneshot::Sender<Result<Answer, LedgerError>>>>,
+    }
+
+    impl Ledger for Slow {
+        fn submit(&self, op: Op) -> Reply {
+            let (sender, receiver) = oneshot::channel();
+            self.acts.lock().push(op.act);
+            self.senders.lock().push(sender);
+            Reply::Later(receiver)
+        }
+
+        fn status(&self) -> Status {
+            Status::Ready
+        }
+    }
+
+    impl Slow {
+        fn answer(&self, answer: Answer) {
+            let sender = self.senders.lock().pop().unwrap();
+            sender.send(Ok(answer)).unwrap();
+        }
+
+        fn last(&self) -> Act {
+            self.acts.lock().last().cloned().unwrap()
+        }
+    }
+
+    fn reserved(micro: i64) -> Answer {
+        let parts = Parts::from_iter([(GrantId(1), Credits::from_micro(micro).unwrap())]);
+        let (session, available) = (SessionId(7), Credits::ZERO);
+        Answer::Reserved(Reserved { session, parts, available, requests_busy_us: 0, tokens_busy_us: 0 })
+    }
+
+    fn ask() -> Ask {
+        let limits = Limits { tokens_per_minute: 60, ..Limits::default() };
+        Ask { amount: Credits::whole(1), floor: Credits::whole(1), tokens: 2, limits }
+    }
+
+    fn context() -> Context<'static> {
+        Context::from_waker(std::task::Waker::noop())
+    }
+
+    /// failures 3 (litellm#27639, new-api#4429): the client leaves after the ledger has answered and before the
+    /// answer is read.
+    #[test]
+    fn a_reserve_whose_answer_nobody_read_is_released() {
+        let slow = Arc::new(Slow::default());
+        let (ledger, account): (SharedLedger, _) = (slow.clone(), AccountId::parse("ada").unwrap());
+        let mut request = Box::pin(reserve(&ledger, &account, ask()));
+        assert!(request.as_mut().poll(&mut context()).is_pending());
+        slow.answer(reserved(5));
+        drop(request);
+        let Act::Release { session: SessionId(7), tokens_back_us: 2_000_000, .. } = slow.last() else {
+            panic!("{:?}", slow.last())
+        };
+    }
+
+    #[test]
+    fn an_extension_whose_answer_nobody_read_shrinks_again() {
+        let slow = Arc::new(Slow::default());
+        let (ledger, account): (SharedLedger, _) = (slow.clone(), AccountId::parse("ada").unwrap());
+        let mut request = Box::pin(reserve(&ledger, &account, ask()));
+        assert!(request.as_mut().poll(&mut context()).is_pending());
+        slow.answer(reserved(5));
+        let Poll::Ready(Ok((mut hold, _))) = request.as_mut().poll(&mut context()) else { panic!("no hold") };
+        let mut extension = Box::pin(hold.extend(Credits::whole(1), Credits::ZERO));
+        assert!(extension.as_mut().poll(&mut context()).is_pending());
+        slow.answer(reserved(3));
+        drop(extension);
+        assert!(matches!(slow.last(), Act::Shrink { session: SessionId(7), .. }), "{:?}", slow.last());
+        assert_eq!(hold.total().micro(), 5);
+        drop(hold);
+        assert!(matches!(slow.last(), Act::Release { .. }), "a dropped hold goes back");
+    }
+
+    /// The session was fenced while the stream ran: what it held is held anew, in full.
+    #[test]
+    fn an_extension_in_a_dead_session_reserves_again() {
+        let slow = Arc::new(Slow::default());
+        let (ledger, account): (SharedLedger, _) = (slow.clone(), AccountId::parse("ada").unwrap());
+        let mut request = Box::pin(reserve(&ledger, &account, ask()));
+        assert!(request.as_mut().poll(&mut context()).is_pending());
+        slow.answer(reserved(5));
+        let Poll::Ready(Ok((mut hold, _))) = request.as_mut().poll(&mut context()) else { panic!("no hold") };
+        let mut extension = Box::pin(hold.extend(Credits::from_micro(3).unwrap(), Credits::ZERO));
+        assert!(extension.as_mut().poll(&mut context()).is_pending());
+        slow.answer(Answer::UnknownHold);
+        assert!(extension.as_mut().poll(&mut context()).is_pending());
+        let Act::Reserve { amount, floor, tokens: 0, limits } = slow.last() else { panic!("{:?}", slow.last()) };
+        assert_eq!((amount.micro(), floor.micro(), limits), (8, 5, Limits::default()));
+        slow.answer(reserved(8));
+        assert_eq!(extension.as_mut().poll(&mut context()), Poll::Ready(Ok(Credits::from_micro(3).unwrap())));
+    }
+}

@@ -146,6 +146,12 @@ impl Core {
         let position = if events.is_empty() { 0 } else { self.outbox.push(now, events, None) };
         shard.tickets.remove(id);
         shard.accounts.insert(id.clone(), Loaded { account, records, used_at: now, position });
+        // API holds whose time ran out while the account was away stand in nobody's way.
+        let expired = state.records.iter().filter(|record| record.held.is_some() && record.until <= now);
+        for record in expired {
+            let act = Act::ReleaseHold { record: record.id, expired_only: true };
+            self.apply_loaded(shard, SessionId::API, &Op { account: id.clone(), act });
+        }
     }
 
     fn apply_to(&self, loaded: &mut Loaded, session: SessionId, id: &AccountId, act: &Act, now: Micros) -> Outcome {

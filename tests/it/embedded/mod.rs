@@ -389,10 +389,18 @@ async fn holds_and_answers_of_the_api_survive_a_crash() {
     let settled = world.ask(&user, settle()).await;
     assert_eq!(settled, Ok(Answer::Settled { charged: Credits::whole(4), available: Credits::whole(31) }));
     assert!(matches!(world.ask(&user, settle()).await, Ok(Answer::Finished(Kept::Charged { .. }))));
+    world.ask(&user, hold(4)).await.unwrap();
     world.clock.0.store(61_000_000, Ordering::SeqCst);
     world.ledger.sweep();
     let balance = world.balance(&user).await;
     assert_eq!((balance.available, balance.held), (Credits::whole(41), Credits::ZERO), "an API hold expires");
+    world.ask(&user, hold(5)).await.unwrap();
+    world.die().await;
+
+    let world = World::begin(&dir, config::Ledger::default()).await;
+    world.clock.0.store(122_000_000, Ordering::SeqCst);
+    let balance = world.balance(&user).await;
+    assert_eq!((balance.available, balance.held), (Credits::whole(41), Credits::ZERO), "also while nobody ran");
     world.end().await;
 }
 

@@ -32,10 +32,19 @@ pub(crate) fn check(driver: &mut dyn Driver) {
 
 fn case(driver: &mut dyn Driver, seed: u64) {
     let steps = steps::sequence(seed);
-    let Err(failure) = runner::run(driver, &steps) else { return };
+    let Err(failure) = attempt(driver, &steps) else { return };
     let (steps, failure) = shrink(driver, steps, failure);
     let steps: Vec<String> = steps.iter().map(|step| format!("  {step:?}")).collect();
     panic!("{}: FAREGATE_PROPERTY_SEED={seed}\n{failure}\nsteps:\n{}", driver.name(), steps.join("\n"));
+}
+
+/// A panic is a failure like any other: it is shrunk, and its seed is told.
+fn attempt(driver: &mut dyn Driver, steps: &[Step]) -> Result<(), String> {
+    let run = std::panic::AssertUnwindSafe(|| runner::run(driver, steps));
+    std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        Err(text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned())
+    })
 }
 
 /// Leaves out whatever can be left out, ever smaller pieces at a time.
@@ -46,7 +55,7 @@ fn shrink(driver: &mut dyn Driver, mut steps: Vec<Step>, mut failure: String) ->
         while start < steps.len() {
             let mut fewer = steps.clone();
             fewer.drain(start..(start + piece).min(steps.len()));
-            match runner::run(driver, &fewer) {
+            match attempt(driver, &fewer) {
                 Err(shorter) => (steps, failure) = (fewer, shorter),
                 Ok(()) => start += piece,
             }
@@ -69,7 +78,7 @@ fn shrink_batch(driver: &mut dyn Driver, steps: &mut Vec<Step>, failure: &mut St
         let mut left = ops;
         left.remove(op);
         fewer[index] = Step::Batch { slot, ops: left, lost };
-        match runner::run(driver, &fewer) {
+        match attempt(driver, &fewer) {
             Err(shorter) => (*steps, *failure) = (fewer, shorter),
             Ok(()) => op += 1,
         }

@@ -59,9 +59,13 @@ impl Model {
     fn apply(&mut self, session: SessionId, op: &Op) -> Answer {
         let Op { account, act } = op;
         if self.accounts.contains_key(account) {
+            let before = (self.accounts[account].clone(), self.events.len());
             let answer = self.with_context(account, session, act.record(), |loaded, context| {
                 loaded.map_or(Answer::NotLoaded, |loaded| loaded.apply(act, context))
             });
+            if refused(&answer) && before.1 == self.events.len() {
+                assert_eq!(before.0, self.accounts[account], "a refusal changes nothing: {op:?} {answer:?}");
+            }
             if answer == Answer::Parked {
                 self.accounts.remove(account);
             }
@@ -83,6 +87,13 @@ impl Model {
             _ => Answer::NotLoaded,
         }
     }
+}
+
+fn refused(answer: &Answer) -> bool {
+    !matches!(
+        answer,
+        Answer::Reserved(_) | Answer::Settled { .. } | Answer::Released { .. } | Answer::Held { .. } | Answer::Applied
+    )
 }
 
 impl Driver for Model {

@@ -254,7 +254,17 @@ impl<'a> Run<'a> {
     fn resolve(&mut self, slot: usize, drafts: &[Draft]) -> (Vec<Op>, Vec<Then>) {
         // Changes of one account in one batch follow each other.
         let mut changes: Vec<u64> = self.accounts.iter().map(|shadow| shadow.change).collect();
-        drafts.iter().filter_map(|draft| self.resolve_one(slot, draft, &mut changes)).unzip()
+        let mut resolved: Vec<(Op, Then)> = Vec::new();
+        for draft in drafts {
+            let Some((op, then)) = self.resolve_one(slot, draft, &mut changes) else { continue };
+            // The embedded ledger keeps its records in the store, and does not park before they are there.
+            let writes = |(earlier, _): &(Op, Then)| earlier.account == op.account && earlier.act.record().is_some();
+            if matches!(op.act, Act::Park { .. }) && resolved.iter().any(writes) {
+                continue;
+            }
+            resolved.push((op, then));
+        }
+        resolved.into_iter().unzip()
     }
 
     fn resolve_one(&mut self, slot: usize, draft: &Draft, changes: &mut [u64]) -> Option<(Op, Then)> {
