@@ -8,10 +8,18 @@ use crate::ledger::LedgerError;
 /// Epochs tried where one was used before.
 const ATTEMPTS: u32 = 4;
 
+/// How far the shard's events are in the store, as the store's flusher told it: never beyond the store's own cursor.
+pub(crate) async fn flushed(link: &mut Link, shard: u32) -> Result<u64, LedgerError> {
+    match ask(link, shard, 0, false).await? {
+        Answer::Stands(_, flushed) => Ok(flushed),
+        Answer::Missing | Answer::Used => Ok(0),
+    }
+}
+
 /// Where the shard stands. One without meta begins anew, in the epoch of the store's cursor, or in the next one where
 /// that was used.
 pub(crate) async fn find_or_make(core: &Core, link: &mut Link, shard: u32) -> Result<Position, LedgerError> {
-    if let Answer::Stands(position) = ask(link, shard, 0, false).await? {
+    if let Answer::Stands(position, _) = ask(link, shard, 0, false).await? {
         return Ok(position);
     }
     let mut store = core.epochs.position(shard).await?;
@@ -21,7 +29,7 @@ pub(crate) async fn find_or_make(core: &Core, link: &mut Link, shard: u32) -> Re
             store = core.epochs.raise(shard, store).await?;
         }
         match ask(link, shard, store.epoch, true).await? {
-            Answer::Stands(position) => {
+            Answer::Stands(position, _) => {
                 tracing::warn!(shard, epoch = position.epoch, "the ledger in Redis begins anew");
                 return Ok(position);
             }
@@ -32,7 +40,8 @@ pub(crate) async fn find_or_make(core: &Core, link: &mut Link, shard: u32) -> Re
 }
 
 enum Answer {
-    Stands(Position),
+    /// With the last entry that was flushed.
+    Stands(Position, u64),
     Missing,
     /// The epoch has events already.
     Used,
@@ -51,9 +60,9 @@ async fn ask(link: &mut Link, shard: u32, epoch: u64, make: bool) -> Result<Answ
         tracing::warn!(shard, %error, "the ledger's meta cannot be read");
         LedgerError::Unavailable
     })?;
-    let [epoch, counter, _flushed, _made] = decode::numbers::<4>(&bytes).map_err(|_| LedgerError::Unavailable)?;
+    let [epoch, counter, flushed, _made] = decode::numbers::<4>(&bytes).map_err(|_| LedgerError::Unavailable)?;
     Ok(match (u64::try_from(epoch), u64::try_from(counter)) {
-        (Ok(epoch), Ok(counter)) => Answer::Stands(Position { epoch, counter }),
+        (Ok(epoch), Ok(counter)) => Answer::Stands(Position { epoch, counter }, u64::try_from(flushed).unwrap_or(0)),
         _ if epoch == -1 => Answer::Missing,
         _ => Answer::Used,
     })

@@ -126,7 +126,9 @@ impl RedisLedger {
         for shard in 0..shards {
             let found = meta::find_or_make(&core, &mut link, shard).await?;
             let store = core.epochs.position(shard).await?;
-            if found.epoch != store.epoch || found.counter < store.counter {
+            // What is flushed is in the store that it was flushed to: a store that lacks it is another one.
+            let flushed = meta::flushed(&mut link, shard).await?;
+            if found.epoch != store.epoch || found.counter < store.counter || flushed > store.counter {
                 return Err(OpenError::Mismatch { shard, redis: found, store });
             }
         }

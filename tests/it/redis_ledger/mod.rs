@@ -186,6 +186,23 @@ async fn the_log_is_read_trimmed_and_bounded() {
     fixture.shut_down().await;
 }
 
+/// A ledger and a store that do not belong together would bring old balances back: refused at start.
+#[tokio::test]
+async fn another_store_or_a_stale_redis_is_refused() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let account = fixture.account("ada", 1_000);
+    let hold = fixture.reserve(&account, 10).await;
+    fixture.settle(&account, hold, 1).await;
+    fixture.redis_ledger.log(0).flushed(Position { epoch: 0, counter: 1 }).await.unwrap();
+    let stranger = Fixture::over(Default::default(), &settings(&redis.url())).await.err();
+    assert!(matches!(stranger, Some(OpenError::Mismatch { .. })), "{stranger:?}");
+    fixture.bank.flush(&[], 9);
+    let ahead = Fixture::over(fixture.bank.clone(), &settings(&redis.url())).await.err();
+    assert!(matches!(ahead, Some(OpenError::Mismatch { .. })), "{ahead:?}");
+    fixture.shut_down().await;
+}
+
 #[tokio::test]
 async fn idle_accounts_are_parked_once_the_store_has_their_events() {
     let redis = Redis::start();
