@@ -81,9 +81,10 @@ keys_in() { grep -o '"key": *"[^"]*"' | cut -d'"' -f4; }
 # So many users with a key each, through two runs of curl. The keys go to a file.
 make_users() { # how many, file
   local count=$1 number
-  request() { # path, body
+  request() { # path, body; what follows another one begins with `next`
+    [ "$number" -eq 0 ] || echo next
     printf 'url = "http://%s/admin/v1%s"\nheader = "authorization: Bearer %s"\n' "$admin" "$1" "$admin_token"
-    printf 'header = "content-type: application/json"\ndata = "%s"\nwrite-out = "\\n"\nnext\n' "${2//\"/\\\"}"
+    printf 'header = "content-type: application/json"\ndata = "%s"\nwrite-out = "\\n"\n' "${2//\"/\\\"}"
   }
   for ((number = 0; number < count; number++)); do request /users "{\"id\":\"user-$number\"}"; done >"$work/users.curl"
   for ((number = 0; number < count; number++)); do request "/users/user-$number/keys" '{"name":"bench"}'; done >"$work/keys.curl"
