@@ -26,6 +26,10 @@ pub(crate) struct RedisDriver {
     packed: Packed,
     /// The last entry read.
     counter: u64,
+    /// Whether anything was done since.
+    unread: bool,
+    /// The clock is set when something is to be done.
+    clock: Option<Micros>,
     _server: Redis,
 }
 
@@ -36,7 +40,24 @@ impl RedisDriver {
         let connector = Connector::new(&server.url(), Duration::from_secs(10)).unwrap();
         let link = connector.link(prometheus::IntCounter::new("reconnects", "reconnects").unwrap());
         let keys = Keyspace::new(0, 1);
-        RedisDriver { link, runtime, keys, packed: Packed::default(), counter: 0, _server: server }
+        RedisDriver {
+            link,
+            runtime,
+            keys,
+            packed: Packed::default(),
+            counter: 0,
+            unread: false,
+            clock: None,
+            _server: server,
+        }
+    }
+
+    /// Before anything that may emit.
+    fn begin(&mut self) {
+        self.unread = true;
+        if let Some(now) = self.clock.take() {
+            self.send(redis::cmd("EVAL").arg(SET_CLOCK).arg(1).arg(self.keys.meta()).arg(now));
+        }
     }
 
     fn send(&mut self, command: &Cmd) -> Value {
@@ -51,7 +72,7 @@ impl Driver for RedisDriver {
 
     fn reset(&mut self) {
         self.send(redis::cmd("FLUSHALL").arg("SYNC"));
-        self.counter = 0;
+        (self.counter, self.unread) = (0, false);
         let (meta, events) = (self.keys.meta(), self.keys.events());
         let keys = [meta.as_str(), events.as_str()].into_iter();
         let command = script::OPEN.command(keys, &encode::numbers(&[self.keys.epoch, 1]));
@@ -59,12 +80,13 @@ impl Driver for RedisDriver {
     }
 
     fn set_clock(&mut self, now: Micros) {
-        self.send(redis::cmd("EVAL").arg(SET_CLOCK).arg(1).arg(self.keys.meta()).arg(now));
+        self.clock = Some(now);
     }
 
     fn open(&mut self, _session: SessionId) {}
 
     fn batch(&mut self, session: SessionId, number: u64, ops: &[Op]) -> BatchAnswer {
+        self.begin();
         let header = Header { session, number, max_backlog: NUMBER_MAX, memory_full: false };
         self.packed.pack(&self.keys, header, ops.iter());
         let command = script::BATCH.command(self.packed.keys(), &self.packed.argument.0);
@@ -81,11 +103,15 @@ impl Driver for RedisDriver {
     }
 
     fn abandon(&mut self, session: SessionId) {
+        self.begin();
         let ended = self.runtime.block_on(sweeper::return_holds(&mut self.link, &self.keys, session)).unwrap();
         assert_eq!(ended.unreadable, 0);
     }
 
     fn events(&mut self) -> Vec<Event> {
+        if !std::mem::take(&mut self.unread) {
+            return Vec::new();
+        }
         let after = format!("({}-0", self.counter);
         let rows = self.send(redis::cmd("XRANGE").arg(self.keys.events()).arg(after).arg("+"));
         let rows: Vec<(String, (String, Vec<u8>))> = redis::from_redis_value(rows).unwrap();
