@@ -100,8 +100,7 @@ fn answered(upstream: &HeaderMap, answer: &HeaderMap, kind: RouteKind) -> Result
         holds("only we speak of credits", !text.starts_with("x-credits-") && text != "x-request-id")?;
         let hop = ["connection", "keep-alive", "transfer-encoding", "upgrade", "te"].contains(&text);
         holds("what belongs to the connection stays", !hop)?;
-        let theirs =
-            text == "set-cookie" || text.starts_with("x-ratelimit-") || text.starts_with("openai-organization");
+        let theirs = text == "set-cookie" || text.starts_with("x-ratelimit-") || text == "openai-organization";
         holds("the operator's affairs stay", kind == RouteKind::Http || !theirs)?;
     }
     Ok(())
