@@ -101,10 +101,11 @@ pub(super) async fn answer(
         ambiguous,
     };
     let response = if route::under(request.uri().path(), &passage.worker.shared.config.api.prefix) {
-        control(&passage, request).await
+        // Boxed, as below: a stream may last for hours, and what led to it need not stay in memory with it.
+        Box::pin(control(&passage, request)).await
     } else {
         // The hook has counted a panic, and dropping has given back what was held.
-        let ridden = AssertUnwindSafe(ride(&mut passage, request)).catch_unwind().await;
+        let ridden = AssertUnwindSafe(Box::pin(ride(&mut passage, request))).catch_unwind().await;
         ridden.unwrap_or(Err(Refusal::Internal)).unwrap_or_else(|refusal| passage.refuse(&refusal))
     };
     Ok(response.map(|body| Seated { body, _busy: busy }))
@@ -182,7 +183,7 @@ async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<R
     let options = well_formed(passage, &request)?;
     let who = match worker.shared.identity.cached(request.headers()) {
         Some(known) => known?,
-        None => worker.shared.identity.authenticate(request.headers()).await?,
+        None => Box::pin(worker.shared.identity.authenticate(request.headers())).await?,
     };
     let upgrade = websocket::asked_for(request.method(), request.version(), request.headers());
     if upgrade && !(route.kind() == RouteKind::Http && route.settings.websocket) {

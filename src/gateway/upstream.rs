@@ -173,7 +173,8 @@ impl Upstream {
         for attempt in 0..=MAX_STALE {
             let lease = match self.kept(upgrade, fresh) {
                 Some(lease) => lease,
-                None => match self.connect(upgrade).await {
+                // Boxed: it is rare, and with TLS large.
+                None => match Box::pin(self.connect(upgrade)).await {
                     Ok(lease) => lease,
                     Err(fault) => return Err(Failed::new(fault, Some(request))),
                 },

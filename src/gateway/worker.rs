@@ -6,6 +6,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -14,9 +15,9 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use http::Request;
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
-use hyper_util::server::conn::auto;
 use prometheus::IntCounter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -49,6 +50,10 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(1);
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// hyper's own default; naming it would move its buffers from the stack to the heap.
 const DEFAULT_MAX_HEADERS: usize = 100;
+/// How every HTTP/2 connection begins, and no HTTP/1 request.
+const PREFACE: &[u8; 4] = b"PRI ";
+/// Between two looks at a beginning that came in pieces.
+const PEEK_PAUSE: Duration = Duration::from_millis(10);
 /// hyper accepts no smaller buffer.
 const MIN_HEADER_BYTES: usize = 8 * 1024;
 /// After the drain deadline: how long what is left may take to settle.
@@ -336,42 +341,80 @@ impl Seat {
         let _ = stream.set_nodelay(true);
         let limit = Duration::from_millis(self.worker.shared.config.server.header_timeout_ms);
         match self.worker.shared.tls.clone() {
-            None => self.serve(stream, Peer { address, https: false }).await,
-            Some(acceptor) => {
-                let stopped = self.stop.clone();
-                let handshake = timeout(limit, acceptor.accept(stream));
-                let stream = tokio::select! {
-                    biased;
-                    done = handshake => done,
-                    () = stopped.cancelled() => return,
-                };
-                match stream {
-                    Ok(Ok(stream)) => self.serve(stream, Peer { address, https: true }).await,
-                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-                    Err(_) => tracing::debug!("a TLS handshake took too long"),
-                }
-            }
+            None => match self.first_bytes(&stream, limit).await {
+                Some(true) => Box::pin(self.serve_http2(stream, Peer { address, https: false })).await,
+                Some(false) => self.serve_http1(stream, Peer { address, https: false }).await,
+                None => {}
+            },
+            // Boxed, so that a connection without TLS does not carry its weight.
+            Some(acceptor) => Box::pin(self.secured(acceptor, stream, address, limit)).await,
         }
     }
 
-    async fn serve<S>(self, stream: S, peer: Peer)
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    /// Whether a client without TLS begins as HTTP/2 does; `None` when it begins in no way.
+    async fn first_bytes(&self, stream: &TcpStream, limit: Duration) -> Option<bool> {
+        let mut start = [0; PREFACE.len()];
+        let peek = async {
+            loop {
+                let count = stream.peek(&mut start).await.ok().filter(|count| *count > 0)?;
+                let same = start[..count] == PREFACE[..count];
+                if !same || count == PREFACE.len() {
+                    return Some(same);
+                }
+                tokio::time::sleep(PEEK_PAUSE).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            begun = timeout(limit, peek) => begun.ok().flatten(),
+            () = self.stop.cancelled() => None,
+        }
+    }
+
+    async fn secured(self, acceptor: TlsAcceptor, stream: TcpStream, address: SocketAddr, limit: Duration) {
+        let handshake = timeout(limit, acceptor.accept(stream));
+        let stream = tokio::select! {
+            biased;
+            done = handshake => done,
+            () = self.stop.cancelled() => return,
+        };
+        let peer = Peer { address, https: true };
+        match stream {
+            Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                self.serve_http2(stream, peer).await;
+            }
+            Ok(Ok(stream)) => self.serve_http1(stream, peer).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+    }
+
+    async fn serve_http1<S: Stream>(self, stream: S, peer: Peer) {
         let settings = &self.worker.shared.config.server;
         let activity = Activity::new();
         let io = ClientIo::new(stream, Arc::clone(&activity), Clocks::new(settings));
-        let mut builder = auto::Builder::new(self.connections.clone());
+        let mut builder = http1::Builder::new();
         builder
-            .http1()
             .max_buf_size(settings.max_header_bytes.max(MIN_HEADER_BYTES))
             // The connection has its own clock, which costs less than a timer a request.
             .header_read_timeout(None);
         if settings.max_headers != DEFAULT_MAX_HEADERS {
-            builder.http1().max_headers(settings.max_headers);
+            builder.max_headers(settings.max_headers);
         }
+        let worker = Rc::clone(&self.worker);
+        let service = service_fn(move |request: Request<Incoming>| {
+            request::answer(Rc::clone(&worker), peer, Arc::clone(&activity), request)
+        });
+        let connection = builder.serve_connection(io, service).with_upgrades();
+        self.drive(connection, |connection| connection.graceful_shutdown()).await;
+    }
+
+    async fn serve_http2<S: Stream>(self, stream: S, peer: Peer) {
+        let settings = &self.worker.shared.config.server;
+        let activity = Activity::new();
+        let io = ClientIo::new(stream, Arc::clone(&activity), Clocks::new(settings));
+        let mut builder = http2::Builder::new(self.connections.clone());
         builder
-            .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(settings.http2_max_streams)
             .max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX))
@@ -380,7 +423,14 @@ impl Seat {
         let service = service_fn(move |request: Request<Incoming>| {
             request::answer(Rc::clone(&worker), peer, Arc::clone(&activity), request)
         });
-        let connection = builder.serve_connection_with_upgrades(io, service);
+        self.drive(builder.serve_connection(io, service), |connection| connection.graceful_shutdown()).await;
+    }
+
+    /// Until the connection ends; from the stop on it takes no new requests.
+    async fn drive<C>(&self, connection: C, wind_down: impl Fn(Pin<&mut C>))
+    where
+        C: Future<Output = hyper::Result<()>>,
+    {
         let mut connection = std::pin::pin!(connection);
         let mut stopped = std::pin::pin!(self.stop.cancelled());
         let mut stopping = false;
@@ -390,7 +440,7 @@ impl Seat {
             }
             if !stopping && stopped.as_mut().poll(context).is_ready() {
                 stopping = true;
-                connection.as_mut().graceful_shutdown();
+                wind_down(connection.as_mut());
                 return connection.as_mut().poll(context);
             }
             Poll::Pending
@@ -401,3 +451,8 @@ impl Seat {
         }
     }
 }
+
+/// What can be served: TCP, with TLS or without.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
