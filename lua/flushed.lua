@@ -11,5 +11,6 @@ if request[2] > meta[4] then
   meta[4] = request[2]
   redis.call('SET', KEYS[1], cmsgpack.pack(meta))
 end
-if request[3] > 0 then redis.call('XTRIM', KEYS[2], 'MINID', string.format('%.0f-0', request[3] + 1)) end
+-- Never beyond what is flushed, whoever asks.
+if request[3] > 0 and request[3] <= meta[4] then redis.call('XTRIM', KEYS[2], 'MINID', string.format('%.0f-0', request[3] + 1)) end
 return 1

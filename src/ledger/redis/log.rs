@@ -36,14 +36,21 @@ pub struct Log {
     core: Arc<Core>,
     shard: u32,
     link: Link,
-    /// When the log was flushed how far, oldest first.
-    marks: VecDeque<(Instant, u64)>,
+    marks: Marks,
+}
+
+/// When the log was flushed how far, so that what to trim is known.
+#[derive(Debug, Default)]
+struct Marks {
+    epoch: u64,
+    /// Oldest first.
+    flushed: VecDeque<(Instant, u64)>,
 }
 
 impl Log {
     pub(crate) fn new(core: Arc<Core>, shard: u32) -> Log {
         let link = core.link();
-        Log { core, shard, link, marks: VecDeque::new() }
+        Log { core, shard, link, marks: Marks::default() }
     }
 
     pub fn shard(&self) -> u32 {
@@ -90,7 +97,7 @@ impl Log {
 
     /// Tells the ledger that everything up to `to` is in the store; what was so a minute ago is trimmed.
     pub async fn flushed(&mut self, to: Position) -> Result<(), LogError> {
-        let trim = self.trim_up_to(to.counter, Instant::now());
+        let trim = self.marks.note(to, Instant::now());
         let keys = Keyspace::new(self.shard, to.epoch);
         let (meta, events) = (keys.meta(), keys.events());
         let argument = encode::numbers(&[to.epoch, to.counter, trim]);
@@ -101,20 +108,26 @@ impl Log {
             .map(drop)
             .map_err(|error| LogError::Unavailable(error.to_string()))
     }
+}
 
-    /// Remembers the mark; answers the last entry flushed long enough ago, or 0.
-    fn trim_up_to(&mut self, counter: u64, now: Instant) -> u64 {
-        let spaced = self.marks.back().is_none_or(|(at, _)| now.duration_since(*at) >= TRIM_BEHIND / 60);
+impl Marks {
+    /// Remembers that the log is flushed up to `to`; answers the last entry that was so long enough ago, or 0.
+    fn note(&mut self, to: Position, now: Instant) -> u64 {
+        if self.epoch != to.epoch {
+            // A new epoch counts from 0: an old mark there would stand for entries that are not flushed.
+            *self = Marks { epoch: to.epoch, flushed: VecDeque::new() };
+        }
+        let spaced = self.flushed.back().is_none_or(|(at, _)| now.duration_since(*at) >= TRIM_BEHIND / 60);
         if spaced {
-            self.marks.push_back((now, counter));
+            self.flushed.push_back((now, to.counter));
         }
         let mut trim = 0;
-        while let Some((at, counter)) = self.marks.front().copied() {
-            if now.duration_since(at) < TRIM_BEHIND && self.marks.len() <= MARKS_MAX {
+        while let Some((at, counter)) = self.flushed.front().copied() {
+            if now.duration_since(at) < TRIM_BEHIND && self.flushed.len() <= MARKS_MAX {
                 break;
             }
             trim = counter;
-            self.marks.pop_front();
+            self.flushed.pop_front();
         }
         trim
     }
@@ -127,4 +140,27 @@ fn parts(row: &Value) -> Option<(u64, &[u8])> {
     let [_, Value::BulkString(bytes)] = fields.as_slice() else { return None };
     let counter = std::str::from_utf8(id).ok()?.strip_suffix("-0")?.parse().ok()?;
     Some((counter, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_flushed_a_minute_ago_is_trimmed() {
+        let (mut marks, begin) = (Marks::default(), Instant::now());
+        let at = |counter| Position { epoch: 3, counter };
+        assert_eq!(marks.note(at(700), begin), 0);
+        assert_eq!(marks.note(at(800), begin + TRIM_BEHIND / 2), 0);
+        assert_eq!(marks.note(at(900), begin + TRIM_BEHIND), 700);
+    }
+
+    /// The ledger lost its data and began anew: what the old log came to says nothing about the new one.
+    #[test]
+    fn a_new_epoch_is_not_trimmed_by_the_marks_of_the_old() {
+        let (mut marks, begin) = (Marks::default(), Instant::now());
+        assert_eq!(marks.note(Position { epoch: 3, counter: 700 }, begin), 0);
+        assert_eq!(marks.note(Position { epoch: 4, counter: 2 }, begin + TRIM_BEHIND), 0);
+        assert_eq!(marks.note(Position { epoch: 4, counter: 9 }, begin + TRIM_BEHIND * 2), 2);
+    }
 }
