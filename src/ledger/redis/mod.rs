@@ -14,6 +14,7 @@ pub mod wire;
 
 mod loading;
 mod queue;
+mod upkeep;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -124,10 +125,12 @@ impl RedisLedger {
             memory_full: AtomicBool::new(false),
         });
         for shard in 0..shards {
-            let found = meta::find_or_make(&core, &mut link, shard).await?;
-            let store = core.epochs.position(shard).await?;
-            // What is flushed is in the store that it was flushed to: a store that lacks it is another one.
+            meta::find_or_make(&core, &mut link, shard).await?;
+            // In this order, since other replicas go on writing meanwhile: what is flushed is in the store that it was
+            // flushed to, and what the store has stands in the log.
             let flushed = meta::flushed(&mut link, shard).await?;
+            let store = core.epochs.position(shard).await?;
+            let found = meta::find_or_make(&core, &mut link, shard).await?;
             if found.epoch != store.epoch || found.counter < store.counter || flushed > store.counter {
                 return Err(OpenError::Mismatch { shard, redis: found, store });
             }

@@ -246,8 +246,16 @@ impl Session {
                     self.ready.extend(begin.map(Item::Op));
                     continue;
                 }
-                // The account came anew from the store, without its holds.
-                (Answer::UnknownHold, Act::Settle { session, .. }) if pending.reloaded => {
+                // Whatever became of the hold (the account may have come anew from the store), what was used is charged.
+                (Answer::UnknownHold, Act::Settle { session, .. }) => {
+                    if !pending.reloaded {
+                        let account = pending.op.account.as_str();
+                        tracing::error!(
+                            shard = self.shard,
+                            account,
+                            "a hold of this session is unknown: charged instead"
+                        );
+                    }
                     *session = SessionId::API;
                     self.ready.push_back(Item::Op(pending));
                     continue;

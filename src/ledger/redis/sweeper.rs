@@ -1,5 +1,5 @@
-//! What nobody asks for: ends sessions that stand still, returns API holds past their time, drops idle accounts, watches
-//! Redis's memory.
+//! Watches what nobody asks about: ends sessions that stand still, and sees whether Redis's memory is full. What may
+//! take its time is [`upkeep`]'s.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,12 +9,11 @@ use std::time::{Duration, Instant};
 use redis::{Cmd, Value};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
 use super::connection::{CallError, Link};
 use super::wire::{Keyspace, Reader, decode, encode};
-use super::{Core, RedisLedger, field, info, meta, script};
-use crate::ledger::{AccountId, Act, Answer, Connect, Op, RecordId, SessionId, SharedLedger};
+use super::{Core, RedisLedger, field, info, meta, script, upkeep};
+use crate::ledger::{Connect, SessionId};
 
 /// Longest time between two looks; shorter where sessions are fenced sooner than in ten of them.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -24,12 +23,6 @@ const SLACK: Duration = Duration::from_millis(250);
 const CHUNK: usize = 100;
 /// Sessions looked at.
 const SESSIONS_MAX: usize = 10_000;
-/// API holds returned at one look.
-const HOLDS_MAX: usize = 200;
-/// Keys looked at for idle accounts, at one look.
-const SCAN_COUNT: usize = 500;
-/// Accounts parked at one look.
-const PARK_MAX: usize = 50;
 /// Percent of Redis's memory limit beyond which new work is refused.
 const MEMORY_FULL_PERCENT: u64 = 95;
 
@@ -95,11 +88,12 @@ pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
     let tasks = TaskTracker::new();
     let ledger = RedisLedger { core: core.clone() }.connect(&tasks, stop.clone());
     tasks.close();
+    let upkeep = upkeep::run(core.clone(), ledger);
     let interval =
         INTERVAL.min(Duration::from_millis(core.settings.fence_after_ms / 10).max(Duration::from_millis(20)));
-    let shard = |shard| Shard { shard, seen: Watch::new(interval), scan: "0".to_owned() };
+    let shard = |shard| Shard { shard, seen: Watch::new(interval) };
     let shards = (0..core.shards).map(shard).collect();
-    let mut sweeper = Sweeper { link: core.link(), shards, ledger, core, interval };
+    let mut sweeper = Sweeper { link: core.link(), shards, core, interval };
     let looks = async {
         loop {
             sweeper.look().await;
@@ -108,6 +102,8 @@ pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
     };
     tokio::select! {
         () = looks => {}
+        // Beside the looks, not among them: a slow store must not keep a dead session's holds from going back.
+        () = upkeep => {}
         () = stop.cancelled() => {}
     }
     tasks.wait().await;
@@ -116,7 +112,6 @@ pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
 struct Sweeper {
     core: Arc<Core>,
     link: Link,
-    ledger: SharedLedger,
     shards: Vec<Shard>,
     interval: Duration,
 }
@@ -124,8 +119,6 @@ struct Sweeper {
 struct Shard {
     shard: u32,
     seen: Watch,
-    /// Where the scan for idle accounts goes on.
-    scan: String,
 }
 
 /// The numbers of a shard's sessions, and since when each has stood still.
@@ -211,8 +204,7 @@ impl Sweeper {
             let ended = return_holds(&mut self.link, &keys, SessionId(half_done.id)).await?;
             self.report(shard.shard, SessionId(half_done.id), ended);
         }
-        self.expire_holds(&keys).await?;
-        self.park_idle(shard, &keys).await
+        Ok(())
     }
 
     fn report(&self, shard: u32, session: SessionId, ended: Ended) {
@@ -255,75 +247,6 @@ impl Sweeper {
         Ok(states)
     }
 
-    async fn expire_holds(&mut self, keys: &Keyspace) -> Result<(), CallError> {
-        let mut command = Cmd::new();
-        command.arg("TIME");
-        let time = texts(self.link.send(&command).await?);
-        let now = match time.as_slice() {
-            [seconds, micros] => format!("{seconds}{micros:0>6}"),
-            _ => return Ok(()),
-        };
-        let mut command = Cmd::new();
-        command.arg("ZRANGEBYSCORE").arg(keys.holds()).arg(0).arg(now).arg("LIMIT").arg(0).arg(HOLDS_MAX);
-        let due = texts(self.link.send(&command).await?);
-        let mut replies = Vec::with_capacity(due.len());
-        for member in due {
-            let Some((record, account)) = hold_of(&member) else { continue };
-            let act = Act::ReleaseHold { record, expired_only: true };
-            replies.push((member, self.ledger.submit(Op { account, act })));
-        }
-        for (member, reply) in replies {
-            // The record is gone, or was finished before.
-            if let Ok(Answer::UnknownHold | Answer::Finished(_) | Answer::NotLoaded) = reply.await {
-                let mut command = Cmd::new();
-                command.arg("ZREM").arg(keys.holds()).arg(member);
-                self.link.send(&command).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Parks some accounts that nobody asked for in a long time. Their place is the store, once it knows all.
-    async fn park_idle(&mut self, shard: &mut Shard, keys: &Keyspace) -> Result<(), CallError> {
-        let prefix = format!("{}acct:", keys.prefix());
-        let mut command = Cmd::new();
-        command.arg("SCAN").arg(&shard.scan).arg("MATCH").arg(glob(&prefix)).arg("COUNT").arg(SCAN_COUNT);
-        let Value::Array(page) = self.link.send(&command).await? else { return Ok(()) };
-        let [Value::BulkString(next), names] = page.as_slice() else { return Ok(()) };
-        shard.scan = String::from_utf8_lossy(next).into_owned();
-        let idle_limit = self.core.settings.park_after_ms / 1_000;
-        let mut parked = 0;
-        for name in texts(names.clone()) {
-            let Some(account) = name.strip_prefix(&prefix).and_then(|id| AccountId::parse(id).ok()) else { continue };
-            let mut command = Cmd::new();
-            command.arg("OBJECT").arg("IDLETIME").arg(&name);
-            let idle = match self.link.send(&command).await? {
-                Value::Int(idle) => u64::try_from(idle).unwrap_or(0),
-                _ => 0,
-            };
-            if idle < idle_limit || parked >= PARK_MAX {
-                continue;
-            }
-            parked += 1;
-            self.park(account).await;
-        }
-        Ok(())
-    }
-
-    /// Writes off what is due, and drops the account if the store has all its events.
-    async fn park(&self, account: AccountId) {
-        let Ok(Answer::Balance(balance)) = self.ledger.submit(Op { account: account.clone(), act: Act::Sweep }).await
-        else {
-            return;
-        };
-        if let Ok(Some(state)) = self.core.source.load(&account).await
-            && state.seq == balance.seq
-        {
-            let act = Act::Park { flushed_seq: state.seq };
-            drop(self.ledger.submit(Op { account, act }).await);
-        }
-    }
-
     async fn watch_memory(&mut self) -> Result<(), CallError> {
         let info = info(&mut self.link, &["memory"]).await?;
         let number = |name| field(&info, name).and_then(|value| value.parse::<u64>().ok()).unwrap_or(0);
@@ -349,18 +272,7 @@ fn state_of(id: u64, bytes: &[u8]) -> Option<State> {
     Some(State { id, number: reader.uint().ok()?, fenced: reader.flag().ok()? })
 }
 
-/// `<record>:<account>`
-fn hold_of(member: &str) -> Option<(RecordId, AccountId)> {
-    let (record, account) = member.split_once(':')?;
-    Some((RecordId(Uuid::try_parse(record).ok()?), AccountId::parse(account).ok()?))
-}
-
-/// The prefix as a pattern: its braces are no special characters in Redis's globs, its brackets would be.
-fn glob(prefix: &str) -> String {
-    format!("{prefix}*")
-}
-
-fn texts(value: Value) -> Vec<String> {
+pub(super) fn texts(value: Value) -> Vec<String> {
     let text = |value| match value {
         Value::BulkString(bytes) => String::from_utf8(bytes).ok(),
         Value::SimpleString(text) => Some(text),

@@ -5,15 +5,17 @@ mod faults;
 mod fixture;
 mod sessions;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use faregate::ledger::redis::{OpenError, Position};
-use faregate::ledger::{Act, Answer, EventKind, LedgerError, Op, RecordId, RecordKey, Status};
+use faregate::ledger::redis::{Epochs, OpenError, Position, RedisLedger};
+use faregate::ledger::{Act, Answer, EventKind, LedgerError, Op, RecordId, RecordKey, Reserved, Status};
+use faregate::telemetry::Metrics;
 use futures_util::future::join_all;
 use uuid::Uuid;
 
-use self::fixture::{Fixture, ask, credits, parts, reserve, reserved, settings};
+use self::fixture::{Fixture, ask, credits, id, parts, reserve, reserved, settings};
 use crate::support::{Redis, eventually};
 
 #[tokio::test]
@@ -200,6 +202,65 @@ async fn another_store_or_a_stale_redis_is_refused() {
     fixture.bank.flush(&[], 9);
     let ahead = Fixture::over(fixture.bank.clone(), &settings(&redis.url())).await.err();
     assert!(matches!(ahead, Some(OpenError::Mismatch { .. })), "{ahead:?}");
+    fixture.shut_down().await;
+}
+
+/// Another replica's work goes on while one starts: that is no mismatch.
+#[tokio::test]
+async fn a_busy_ledger_is_joined() {
+    let redis = Redis::start();
+    let fixture = Arc::new(Fixture::new(&redis).await);
+    fixture.account("ada", 1_000);
+    let epochs = Arc::new(Busy(fixture.clone()));
+    let metrics = Metrics::new().unwrap();
+    let joined = RedisLedger::open(&settings(&redis.url()), fixture.bank.clone(), epochs, metrics).await;
+    assert!(joined.is_ok(), "{joined:?}");
+    drop(joined);
+    Arc::into_inner(fixture).unwrap().shut_down().await;
+}
+
+/// The store of a ledger at work: something is settled and flushed before and after each look at it.
+struct Busy(Arc<Fixture>);
+
+impl Busy {
+    async fn work(&self) {
+        let (account, from) = (id("ada"), self.0.bank.cursor());
+        let hold = self.0.reserve(&account, 10).await;
+        self.0.settle(&account, hold, 1).await;
+        let mut log = self.0.redis_ledger.log(0);
+        let entries = log.read(from, 100).await.unwrap();
+        let events: Vec<_> = entries.iter().flat_map(|entry| entry.events.clone()).collect();
+        let to = Position { epoch: from.epoch, counter: from.counter + entries.len() as u64 };
+        self.0.bank.flush(&events, to.counter);
+        log.flushed(to).await.unwrap();
+    }
+}
+
+#[async_trait::async_trait]
+impl Epochs for Busy {
+    async fn position(&self, _shard: u32) -> Result<Position, LedgerError> {
+        self.work().await;
+        let position = self.0.bank.cursor();
+        self.work().await;
+        Ok(position)
+    }
+
+    async fn raise(&self, shard: u32, from: Position) -> Result<Position, LedgerError> {
+        self.0.bank.raise(shard, from).await
+    }
+}
+
+/// A settle that names more than its session holds, for whatever reason, is charged all the same.
+#[tokio::test]
+async fn what_was_used_is_charged_whatever_became_of_its_hold() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let account = fixture.account("ada", 1_000);
+    let hold = fixture.reserve(&account, 10).await;
+    let wrong = Reserved { parts: parts(20), ..hold };
+    assert!(matches!(fixture.settle(&account, wrong, 15).await, Answer::Settled { .. }));
+    let events: Vec<_> = fixture.events().await.iter().map(|event| (event.kind, event.charged)).collect();
+    assert_eq!(events, [(EventKind::Charged, credits(15))]);
     fixture.shut_down().await;
 }
 

@@ -172,6 +172,28 @@ async fn batches_apply_once_and_in_order() {
     fixture.shut_down().await;
 }
 
+/// failures 3: the store is out, so idle accounts cannot be parked; a dead worker's holds go back all the same.
+#[tokio::test]
+async fn a_slow_store_keeps_no_dead_session_alive() {
+    let redis = Redis::start();
+    let settings = config::Ledger { park_after_ms: 0, ..quick(&redis) };
+    let fixture = Fixture::with(&settings).await;
+    let (account, idle) = (fixture.account("ada", 1_000), fixture.account("bob", 1_000));
+    let sleeper = Sleeper::start(&fixture);
+    reserved(ask(&sleeper.ledger, &account, reserve(700)).await);
+    fixture.balance(&idle).await;
+    fixture.bank.slow(Duration::from_secs(60));
+    fixture.sweep();
+    let asleep = sleeper.sleep();
+    eventually(Duration::from_secs(20), "the holds go back", || async {
+        (fixture.balance(&account).await.available == credits(1_000)).then_some(())
+    })
+    .await;
+    drop(asleep);
+    drop(sleeper);
+    fixture.shut_down().await;
+}
+
 /// A dead session's holds in very many accounts go back, a bounded piece at a time.
 #[tokio::test]
 async fn thousands_of_accounts_are_returned_in_pieces() {

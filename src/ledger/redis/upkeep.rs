@@ -1,0 +1,135 @@
+//! What may wait: returns API holds past their time, drops idle accounts. It asks the store, and goes at the store's
+//! pace.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{Cmd, Value};
+use uuid::Uuid;
+
+use super::connection::{CallError, Link};
+use super::sweeper::texts;
+use super::wire::Keyspace;
+use super::{Core, meta};
+use crate::ledger::{AccountId, Act, Answer, Op, RecordId, SharedLedger};
+
+/// Time between two rounds.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// API holds returned in one round.
+const HOLDS_MAX: usize = 200;
+/// Keys looked at for idle accounts, in one round.
+const SCAN_COUNT: usize = 500;
+/// Accounts parked in one round.
+const PARK_MAX: usize = 50;
+
+/// Goes round all shards, once a second, for ever. `ledger` is a session of its own.
+pub(super) async fn run(core: Arc<Core>, ledger: SharedLedger) {
+    let mut scans = vec!["0".to_owned(); core.shards as usize];
+    let mut upkeep = Upkeep { link: core.link(), ledger, core };
+    loop {
+        for (shard, scan) in (0..).zip(&mut scans) {
+            if let Err(error) = upkeep.shard(shard, scan).await {
+                tracing::warn!(shard, %error, "expired holds and idle accounts wait");
+            }
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+struct Upkeep {
+    core: Arc<Core>,
+    link: Link,
+    ledger: SharedLedger,
+}
+
+impl Upkeep {
+    /// `scan`: where the search for idle accounts goes on.
+    async fn shard(&mut self, shard: u32, scan: &mut String) -> Result<(), CallError> {
+        let position = meta::find_or_make(&self.core, &mut self.link, shard)
+            .await
+            .map_err(|error| CallError::Broken(error.to_string()))?;
+        let keys = Keyspace::new(shard, position.epoch);
+        self.expire_holds(&keys).await?;
+        self.park_idle(scan, &keys).await
+    }
+
+    async fn expire_holds(&mut self, keys: &Keyspace) -> Result<(), CallError> {
+        let mut command = Cmd::new();
+        command.arg("TIME");
+        let time = texts(self.link.send(&command).await?);
+        let now = match time.as_slice() {
+            [seconds, micros] => format!("{seconds}{micros:0>6}"),
+            _ => return Ok(()),
+        };
+        let mut command = Cmd::new();
+        command.arg("ZRANGEBYSCORE").arg(keys.holds()).arg(0).arg(now).arg("LIMIT").arg(0).arg(HOLDS_MAX);
+        let due = texts(self.link.send(&command).await?);
+        let mut replies = Vec::with_capacity(due.len());
+        for member in due {
+            let Some((record, account)) = hold_of(&member) else { continue };
+            let act = Act::ReleaseHold { record, expired_only: true };
+            replies.push((member, self.ledger.submit(Op { account, act })));
+        }
+        for (member, reply) in replies {
+            // The record is gone, or was finished before.
+            if let Ok(Answer::UnknownHold | Answer::Finished(_) | Answer::NotLoaded) = reply.await {
+                let mut command = Cmd::new();
+                command.arg("ZREM").arg(keys.holds()).arg(member);
+                self.link.send(&command).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Parks some accounts that nobody asked for in a long time. Their place is the store, once it knows all.
+    async fn park_idle(&mut self, scan: &mut String, keys: &Keyspace) -> Result<(), CallError> {
+        let prefix = format!("{}acct:", keys.prefix());
+        let mut command = Cmd::new();
+        command.arg("SCAN").arg(&*scan).arg("MATCH").arg(glob(&prefix)).arg("COUNT").arg(SCAN_COUNT);
+        let Value::Array(page) = self.link.send(&command).await? else { return Ok(()) };
+        let [Value::BulkString(next), names] = page.as_slice() else { return Ok(()) };
+        *scan = String::from_utf8_lossy(next).into_owned();
+        let idle_limit = self.core.settings.park_after_ms / 1_000;
+        let mut parked = 0;
+        for name in texts(names.clone()) {
+            let Some(account) = name.strip_prefix(&prefix).and_then(|id| AccountId::parse(id).ok()) else { continue };
+            let mut command = Cmd::new();
+            command.arg("OBJECT").arg("IDLETIME").arg(&name);
+            let idle = match self.link.send(&command).await? {
+                Value::Int(idle) => u64::try_from(idle).unwrap_or(0),
+                _ => 0,
+            };
+            if idle < idle_limit || parked >= PARK_MAX {
+                continue;
+            }
+            parked += 1;
+            self.park(account).await;
+        }
+        Ok(())
+    }
+
+    /// Writes off what is due, and drops the account if the store has all its events.
+    async fn park(&self, account: AccountId) {
+        let Ok(Answer::Balance(balance)) = self.ledger.submit(Op { account: account.clone(), act: Act::Sweep }).await
+        else {
+            return;
+        };
+        if let Ok(Some(state)) = self.core.source.load(&account).await
+            && state.seq == balance.seq
+        {
+            let act = Act::Park { flushed_seq: state.seq };
+            drop(self.ledger.submit(Op { account, act }).await);
+        }
+    }
+}
+
+/// `<record>:<account>`
+fn hold_of(member: &str) -> Option<(RecordId, AccountId)> {
+    let (record, account) = member.split_once(':')?;
+    Some((RecordId(Uuid::try_parse(record).ok()?), AccountId::parse(account).ok()?))
+}
+
+/// The prefix as a pattern: its braces are no special characters in Redis's globs, its brackets would be.
+fn glob(prefix: &str) -> String {
+    format!("{prefix}*")
+}
