@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config;
 use crate::ledger::log::{Cursor, Entries, EventLog, LogError};
-use crate::store::{FlushBatch, SharedStore, StoreError};
+use crate::store::{FlushBatch, SharedStore, StoreError, StoreResult};
 use crate::telemetry::Metrics;
 
 /// The first wait after a failure; it doubles up to [`BACKOFF_MAX`].
@@ -21,6 +21,9 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// durable (Redis); where it is not, the store was out of reach all the while.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 
+/// How often another process may move the cursor while this one takes the store over.
+const TAKE_OVER_ATTEMPTS: usize = 16;
+
 #[derive(Debug, thiserror::Error)]
 enum FlushError {
     #[error(transparent)]
@@ -29,7 +32,20 @@ enum FlushError {
     Store(#[from] StoreError),
 }
 
-/// Flushes all shards until `stop`, then drains them. Errors are logged and tried again, with growing waits.
+/// Begins a new epoch for a ledger that has its store alone. A process that had the store before, and may still run
+/// somewhere, can write there no more: of two embedded ledgers over one Postgres each would spend the whole balance.
+pub async fn take_over(store: &SharedStore) -> StoreResult<()> {
+    for _ in 0..TAKE_OVER_ATTEMPTS {
+        match store.raise_epoch(0, store.cursor(0).await?).await {
+            Err(StoreError::CursorMoved) => {}
+            raised => return raised.map(drop),
+        }
+    }
+    Err(StoreError::CursorMoved)
+}
+
+/// Flushes all shards until `stop`, then drains them. Errors are logged and tried again, with growing waits; ends by
+/// itself only where another process has taken the store over.
 pub async fn run(
     log: impl EventLog,
     store: SharedStore,
@@ -55,26 +71,40 @@ impl<L: EventLog> Flusher<'_, L> {
         let mut cursor = None;
         let mut backoff = BACKOFF_MIN;
         let mut deadline = None;
+        let most = self.settings.flush_batch.max(1);
+        let mut limit = most;
         loop {
-            if self.stop.is_cancelled() {
+            let stopping = self.stop.is_cancelled();
+            if stopping {
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + DRAIN_LIMIT);
                 if Instant::now() >= deadline {
                     tracing::error!(shard, "stopping with events that the store did not take");
                     return;
                 }
             }
-            match self.turn(shard, &mut cursor).await {
-                Ok(0) if self.stop.is_cancelled() => return,
-                Ok(_) => backoff = BACKOFF_MIN,
+            match self.turn(shard, &mut cursor, limit).await {
+                Ok(0) if stopping => return,
+                // Where others go on writing the log never runs dry: what was there at the stop is in the store.
+                Ok(count) if stopping && count < limit && !self.log.awaited() => return,
+                Ok(_) => {
+                    backoff = BACKOFF_MIN;
+                    limit = limit.saturating_mul(2).min(most);
+                }
                 Err(FlushError::Store(StoreError::CursorMoved)) => {
                     // Another replica's flusher is at work: it is left to it for a moment.
                     cursor = None;
                     tokio::time::sleep(BACKOFF_MIN).await;
                 }
+                Err(FlushError::Log(error @ LogError::Lost(_))) if self.log.awaited() => {
+                    tracing::error!(shard, %error, "the store belongs to another process now: this one must end");
+                    return;
+                }
                 Err(error) => {
                     tracing::warn!(shard, %error, wait_ms = backoff.as_millis() as u64, "events could not be flushed");
                     // Whether a failed commit took effect is not known: the store's own cursor tells.
                     cursor = None;
+                    // A batch that is too much for a slow store would be too much each time.
+                    limit = (limit / 2).max(1);
                     tokio::time::sleep(backoff).await;
                     backoff = (backoff * 2).min(BACKOFF_MAX);
                 }
@@ -82,8 +112,8 @@ impl<L: EventLog> Flusher<'_, L> {
         }
     }
 
-    /// Reads, writes and acknowledges one batch. Answers how many entries that were.
-    async fn turn(&self, shard: u32, known: &mut Option<Cursor>) -> Result<usize, FlushError> {
+    /// Reads, writes and acknowledges at most `limit` entries. Answers how many they were.
+    async fn turn(&self, shard: u32, known: &mut Option<Cursor>, limit: usize) -> Result<usize, FlushError> {
         let started = Instant::now();
         let from = match *known {
             Some(cursor) => cursor,
@@ -94,7 +124,7 @@ impl<L: EventLog> Flusher<'_, L> {
                 *known.insert(cursor)
             }
         };
-        let entries = self.read(shard, from).await?;
+        let entries = self.read(shard, from, limit).await?;
         self.metrics.outbox_backlog.set(i64::try_from(entries.backlog).unwrap_or(i64::MAX));
         self.metrics.outbox_lag_ms.set(i64::try_from(entries.lag.as_millis()).unwrap_or(i64::MAX));
         let count = entries.count;
@@ -108,30 +138,30 @@ impl<L: EventLog> Flusher<'_, L> {
         self.metrics.flushed_rows.inc_by(flushed.usage_rows);
         self.metrics.dead_letters.inc_by(flushed.dead_letters);
         self.log.acknowledge(shard, cursor).await?;
-        self.pace(count, started).await;
+        self.pace(count < limit, started).await;
         Ok(count)
     }
 
-    async fn read(&self, shard: u32, from: Cursor) -> Result<Entries, FlushError> {
+    async fn read(&self, shard: u32, from: Cursor, limit: usize) -> Result<Entries, FlushError> {
         let wait = match self.stop.is_cancelled() {
             true => Duration::ZERO,
             // An awaited log wakes its reader.
             false if self.log.awaited() => IDLE_WAIT,
             false => self.interval(),
         };
-        let read = self.log.read(shard, from, self.settings.flush_batch.max(1), wait);
+        let read = self.log.read(shard, from, limit, wait);
         tokio::select! {
             entries = read => Ok(entries?),
             () = self.stop.cancelled(), if !self.stop.is_cancelled() => {
-                Ok(self.log.read(shard, from, self.settings.flush_batch.max(1), Duration::ZERO).await?)
+                Ok(self.log.read(shard, from, limit, Duration::ZERO).await?)
             }
         }
     }
 
     /// Lets a busy log gather a batch: a commit an event would cost more than the event. Full batches follow each
     /// other at once, and a quiet log waits for nothing.
-    async fn pace(&self, count: usize, started: Instant) {
-        if count < self.settings.flush_batch.max(1) && !self.stop.is_cancelled() {
+    async fn pace(&self, caught_up: bool, started: Instant) {
+        if caught_up && !self.stop.is_cancelled() {
             let interval = if self.log.awaited() { COMMIT_INTERVAL } else { self.interval() };
             tokio::time::sleep_until(started + interval).await;
         }

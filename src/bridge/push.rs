@@ -53,12 +53,16 @@ impl Pusher {
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut stuck = 0;
         loop {
-            match self.push_all(stuck, &stop).await {
-                Ok(still_stuck) => stuck = still_stuck,
-                Err(error) => tracing::warn!(%error, "billing changes could not be read"),
-            }
+            let round = async {
+                match self.push_all(stuck).await {
+                    Ok(still_stuck) => stuck = still_stuck,
+                    Err(error) => tracing::warn!(%error, "billing changes could not be read"),
+                }
+                tokio::time::sleep(POLL_INTERVAL).await;
+            };
+            // A change that was under way at the stop has its number: it is pushed again, or was applied.
             tokio::select! {
-                () = tokio::time::sleep(POLL_INTERVAL) => {}
+                () = round => {}
                 () = stop.cancelled() => return,
             }
         }
@@ -94,7 +98,7 @@ impl Pusher {
     }
 
     /// Answers how many changes stay stuck.
-    async fn push_all(&self, stuck: u32, stop: &CancellationToken) -> Result<u32, PushError> {
+    async fn push_all(&self, stuck: u32) -> Result<u32, PushError> {
         let limit = PAGE.saturating_add(stuck).min(PAGE_MAX);
         let rows = self.store.unapplied_changes(limit).await?;
         let mut accounts: BTreeMap<AccountId, u32> = BTreeMap::new();
@@ -103,9 +107,6 @@ impl Pusher {
         }
         let mut still_stuck = 0;
         for (account, count) in accounts {
-            if stop.is_cancelled() {
-                break;
-            }
             if let Err(error) = self.push(&account).await {
                 tracing::warn!(%account, %error, "billing changes wait");
                 still_stuck += count;

@@ -47,6 +47,7 @@ pub struct Backend {
     api: Router,
     admin: Router,
     routes_ready: Arc<AtomicBool>,
+    store: SharedStore,
     /// In the order in which they end.
     faces: Stage,
     sessions: Stage,
@@ -82,7 +83,7 @@ impl Backend {
         let routes_ready = Arc::new(AtomicBool::new(false));
         let ready = routes_ready.clone();
         let admin = admin::router(AdminParts {
-            store,
+            store: store.clone(),
             ledger,
             pusher: pusher.clone(),
             identity: identity.clone(),
@@ -92,7 +93,7 @@ impl Backend {
             routes_ready: Arc::new(move || ready.load(Ordering::Acquire)),
             tasks: faces.tasks.clone(),
         });
-        Ok(Backend { identity, pusher, ledgers, api, admin, routes_ready, faces, sessions, flusher })
+        Ok(Backend { identity, pusher, ledgers, api, admin, routes_ready, store, faces, sessions, flusher })
     }
 
     /// The control plane on the main listener.
@@ -115,7 +116,7 @@ impl Backend {
         self.routes_ready.store(ready, Ordering::Release);
     }
 
-    /// Ends in order: who asks, then the ledger's sessions, then what writes their events down.
+    /// Ends in order: who asks, then the ledger's sessions, then what writes their events down, then the store.
     ///
     /// # Errors
     /// When something did not end in time: then events may not be in the store.
@@ -123,7 +124,8 @@ impl Backend {
         let faces = self.faces.end(STEP_LIMIT).await;
         let sessions = self.sessions.end(STEP_LIMIT).await;
         let flusher = self.flusher.end(FLUSH_LIMIT).await;
-        if faces && sessions && flusher {
+        let store = tokio::time::timeout(STEP_LIMIT, self.store.close()).await.is_ok();
+        if faces && sessions && flusher && store {
             return Ok(());
         }
         Err(Failure::new(Exit::Unavailable, "not everything ended in time; the log says what did not"))
@@ -142,6 +144,8 @@ impl Opening<'_> {
     async fn ledger(&self) -> Result<Arc<dyn Connect>, Failure> {
         let source: Arc<dyn AccountSource> = Arc::new(StoreSource::new(self.store.clone()));
         if self.config.ledger.url.is_empty() {
+            let taken = flush::take_over(self.store).await;
+            taken.map_err(Failure::while_doing(Exit::Unavailable, "taking the store over"))?;
             let ledger = EmbeddedLedger::new(&self.config.ledger, source, self.metrics.clone());
             self.flush(ledger.outbox());
             self.sessions.spawn("sweeper", ledger.clone().run_sweeper(self.sessions.stop.clone()));

@@ -119,6 +119,16 @@ impl Outbox {
         }
     }
 
+    /// Whether the cursor is still of the epoch in which this process began. An embedded ledger has its store alone, and
+    /// begins an epoch when it starts: a later one means that another process has taken the store over.
+    fn owns(&self, cursor: Cursor) -> Result<(), LogError> {
+        let base = *self.state.lock().base.get_or_insert(cursor);
+        if base.epoch == cursor.epoch {
+            return Ok(());
+        }
+        Err(LogError::Lost(format!("another process began epoch {}; this one has {}", cursor.epoch, base.epoch)))
+    }
+
     /// Entries after the cursor, at most `limit`.
     pub fn collect(&self, cursor: Cursor, limit: usize) -> Entries {
         let mut state = self.state.lock();
@@ -182,6 +192,7 @@ impl EventLog for Outbox {
     }
 
     async fn read(&self, _shard: u32, cursor: Cursor, limit: usize, wait: Duration) -> Result<Entries, LogError> {
+        self.owns(cursor)?;
         let entries = self.collect(cursor, limit);
         if entries.count > 0 || wait.is_zero() {
             return Ok(entries);
@@ -192,6 +203,8 @@ impl EventLog for Outbox {
     }
 
     async fn acknowledge(&self, _shard: u32, cursor: Cursor) -> Result<(), LogError> {
+        // Another process's cursor says nothing about what is here.
+        self.owns(cursor)?;
         self.acknowledge_up_to(cursor);
         Ok(())
     }

@@ -16,6 +16,8 @@ pub(crate) struct Faulty {
     lies: AtomicUsize,
     /// So many flushes fail without effect.
     failures: AtomicUsize,
+    /// Flushes of more events than this fail without effect.
+    pub(crate) most: AtomicUsize,
     /// So many loads fail.
     pub(crate) failing_loads: AtomicUsize,
     pub(crate) loads: AtomicU64,
@@ -28,6 +30,7 @@ impl Faulty {
             open: Semaphore::new(Semaphore::MAX_PERMITS),
             lies: AtomicUsize::new(0),
             failures: AtomicUsize::new(0),
+            most: AtomicUsize::new(usize::MAX),
             failing_loads: AtomicUsize::new(0),
             loads: AtomicU64::new(0),
         }
@@ -58,6 +61,9 @@ fn take(counter: &AtomicUsize) -> bool {
 impl Store for Faulty {
     async fn flush(&self, batch: FlushBatch) -> StoreResult<Flushed> {
         let _permit = self.open.acquire().await.expect("never closed");
+        if batch.events.len() > self.most.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("no answer within 5000 ms".into()));
+        }
         if take(&self.failures) {
             return Err(StoreError::Unavailable("the disk is full".into()));
         }

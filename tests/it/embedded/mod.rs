@@ -59,6 +59,7 @@ impl World {
         let inner = store::open(&config::Store::default(), dir.path()).await.unwrap();
         let store = Arc::new(Faulty::new(inner));
         let shared: SharedStore = store.clone();
+        bridge::flush::take_over(&shared).await.unwrap();
         let clock = Arc::new(Ahead::default());
         let source = Arc::new(StoreSource::new(shared.clone()));
         let ledger = EmbeddedLedger::with_clock(&settings, source, metrics.clone(), clock.clone());
@@ -160,6 +161,45 @@ async fn balances_survive_a_crash() {
     let balance = world.balance(&user).await;
     assert_eq!((balance.available, balance.held), (Credits::whole(43), Credits::ZERO));
     assert_eq!(world.charged(&user).await, [Credits::whole(7)]);
+    world.end().await;
+}
+
+/// Two embedded ledgers over one store (two replicas over one Postgres, a deployment that overlaps): the later one has
+/// it, and the earlier one neither writes there nor takes the other's commits for its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_ledgers_over_one_store_the_earlier_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let earlier = World::begin(&dir, config::Ledger::default()).await;
+    let user = earlier.user("ada", 50).await;
+    let hold = earlier.reserve(&user, 10).await.unwrap();
+    let later = World::begin(&dir, config::Ledger::default()).await;
+    assert!(matches!(later.ask(&user, charge(3, true, None)).await, Ok(Answer::Settled { .. })));
+    let mut reply = hold.settle(Credits::whole(7), 0, usage());
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut reply).await.is_err(), "it was not stored");
+    assert!(matches!(later.ask(&user, charge(4, true, None)).await, Ok(Answer::Settled { .. })));
+    assert_eq!(earlier.ledger.outbox().backlog(), 1, "nor taken for stored");
+    earlier.tasks.close();
+    tokio::time::timeout(SOON, earlier.tasks.wait()).await.expect("its flusher ended, and with it the process");
+    assert_eq!(later.charged(&user).await, [Credits::whole(4), Credits::whole(3)]);
+    assert_eq!(later.balance(&user).await.available, Credits::whole(43));
+    later.end().await;
+    earlier.end().await;
+}
+
+/// failures 24: a store that is too slow for a large batch gets smaller ones, instead of the same one for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_is_too_large_is_halved() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::begin(&dir, config::Ledger::default()).await;
+    let user = world.user("ada", 100).await;
+    world.store.stop();
+    let charges: Vec<_> =
+        (0..60).map(|_| world.worker.submit(Op { account: user.clone(), act: charge(1, true, None) })).collect();
+    world.store.most.store(20, Ordering::SeqCst);
+    world.store.go_on();
+    let answers = tokio::time::timeout(SOON * 3, join_all(charges)).await.expect("all are stored");
+    assert!(answers.iter().all(|answer| matches!(answer, Ok(Answer::Settled { .. }))));
+    assert_eq!(world.charged(&user).await.len(), 60);
     world.end().await;
 }
 
