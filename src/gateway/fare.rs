@@ -58,8 +58,6 @@ pub(super) async fn take(
     match asked {
         Ok((hold, reserved)) => {
             let held = hold.total();
-            worker.counters.reserved.inc_by(held.micro() as u64);
-            worker.shared.metrics.holds_in_flight.inc();
             let fares = Fares::new(&reserved, held, ask.limits);
             Ok(Ticket { pay: Pay::Hold(hold), fares: Some(fares) })
         }
@@ -185,13 +183,9 @@ impl Fare {
     pub(super) async fn extend(&mut self, more: Credits, floor: Credits) -> bool {
         let limit = Duration::from_millis(self.worker.shared.config.ledger.reserve_timeout_ms);
         match &mut self.pay {
-            Some(Pay::Hold(hold)) => match tokio::time::timeout(limit, hold.extend(more, floor)).await {
-                Ok(Ok(taken)) => {
-                    self.worker.counters.reserved.inc_by(taken.micro() as u64);
-                    true
-                }
-                Ok(Err(_)) | Err(_) => false,
-            },
+            Some(Pay::Hold(hold)) => {
+                matches!(tokio::time::timeout(limit, hold.extend(more, floor)).await, Ok(Ok(_)))
+            }
             Some(Pay::Free | Pay::Later(_)) => true,
             None => false,
         }
@@ -218,16 +212,11 @@ impl Fare {
         let usage = self.usage(&end).encode();
         let tokens = end.tally.map_or(Tokens::default(), |tally| tally.tokens);
         let counters = &self.worker.counters;
-        counters.settled.inc_by(end.cost.micro() as u64);
         if end.tally.is_some_and(|tally| !tally.reported) {
             counters.estimated.inc_by(end.cost.micro() as u64);
         }
         let reply = match pay {
-            Pay::Hold(hold) => {
-                counters.released.inc_by(hold.total().saturating_sub(end.cost).micro() as u64);
-                self.worker.shared.metrics.holds_in_flight.dec();
-                hold.settle(end.cost, tokens.input.saturating_add(tokens.output), usage)
-            }
+            Pay::Hold(hold) => hold.settle(end.cost, tokens.input.saturating_add(tokens.output), usage),
             Pay::Free => self.charge(end.cost, usage),
             Pay::Later(leave) => {
                 counters.uncharged.inc_by(end.cost.micro() as u64);
@@ -301,8 +290,6 @@ impl Drop for Fare {
             let outcome = if std::thread::panicking() { Outcome::Internal } else { self.worker.abandoned() };
             drop(self.finish(End::free(outcome, CLIENT_GONE)));
         } else if let Some(Pay::Hold(hold)) = self.pay.take() {
-            self.worker.counters.released.inc_by(hold.total().micro() as u64);
-            self.worker.shared.metrics.holds_in_flight.dec();
             drop(hold.release());
         }
     }

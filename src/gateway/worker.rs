@@ -149,12 +149,9 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalTasks {
     }
 }
 
-/// Counters that every request moves.
+/// What only the gateway knows of credits; the ledger counts what it moves.
 #[derive(Debug)]
 pub(super) struct Counters {
-    pub(super) reserved: IntCounter,
-    pub(super) settled: IntCounter,
-    pub(super) released: IntCounter,
     pub(super) estimated: IntCounter,
     pub(super) uncharged: IntCounter,
 }
@@ -216,13 +213,7 @@ async fn serve(shared: &Arc<Shared>, listener: TcpListener, stop: &CancellationT
         routes: Routes::new(&shared.network, |target| {
             Upstream::new(Arc::clone(target), wires.clone(), &shared.metrics)
         }),
-        counters: Counters {
-            reserved: credits("reserved"),
-            settled: credits("settled"),
-            released: credits("released"),
-            estimated: credits("estimated"),
-            uncharged: credits("uncharged"),
-        },
+        counters: Counters { estimated: credits("estimated"), uncharged: credits("uncharged") },
         ids: Ids::new(),
         rides: LocalTasks::default(),
         closing: Cell::new(false),

@@ -262,6 +262,14 @@ impl Session {
                 }
                 _ => {}
             }
+            if answer == Answer::Unreadable && pending.is_owed() {
+                let account = pending.op.account.as_str();
+                tracing::error!(
+                    shard = self.shard,
+                    account,
+                    "the account cannot be read: what is owed stays uncharged"
+                );
+            }
             self.core.counters.count(&pending.op.act, &answer);
             let back = pending.answer(Ok(answer));
             self.ready.extend(back.map(Item::Op));

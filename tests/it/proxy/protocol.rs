@@ -366,3 +366,19 @@ async fn a_clients_own_request_id_is_kept_beside_ours() {
     let _: Value = answer.json();
     eventually(SILENCE, "the hold is gone", || async { (rig.metrics.holds_in_flight.get() == 0).then_some(()) }).await;
 }
+
+/// Dashboards add these up as money: each credit is counted where it moves, and once.
+#[tokio::test]
+async fn credits_are_counted_once() {
+    let sim = Sim::start();
+    let rig = Rig::start(settings(&sim.url())).await;
+    let key = rig.user("ann", "9").await;
+    for _ in 0..2 {
+        let asked = request(Method::POST, &rig.url("/v1/chat/completions"), &key, Some(&super::chat("x")));
+        assert_eq!(rig.http.call(asked).await.status, 200);
+    }
+    assert_eq!(rig.usage("ann", 2).await.len(), 2);
+    let credits = |what: &str| rig.metrics.credits.with_label_values(&[what]).get();
+    assert_eq!((credits("reserved"), credits("settled"), credits("released")), (2_000_000, 2_000_000, 0));
+    assert_eq!(rig.metrics.holds_in_flight.get(), 0);
+}
