@@ -9,6 +9,9 @@ local meta = packed and cmsgpack.unpack(packed)
 if not meta or meta[2] ~= request[1] then return 0 end
 if request[2] > meta[4] then
   meta[4] = request[2]
+  -- A promoted replica may lack entries that are in the store already. Their numbers are not given again: a reader that
+  -- stands behind them would never see what came under them.
+  if meta[3] < meta[4] then meta[3] = meta[4] end
   redis.call('SET', KEYS[1], cmsgpack.pack(meta))
 end
 -- Never beyond what is flushed, whoever asks.

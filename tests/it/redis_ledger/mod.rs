@@ -205,6 +205,27 @@ async fn another_store_or_a_stale_redis_is_refused() {
     fixture.shut_down().await;
 }
 
+/// failures 47: a promoted replica lacks the last entries. What is charged from then on does not get their numbers, which
+/// the store has passed, and reaches the store.
+#[tokio::test]
+async fn entries_after_a_loss_are_not_skipped() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let account = fixture.account("ada", 1_000);
+    let hold = fixture.reserve(&account, 10).await;
+    fixture.settle(&account, hold, 1).await;
+    let cursor = Position { epoch: 0, counter: 7 };
+    let mut log = fixture.redis_ledger.log(0);
+    assert!(log.read(cursor, 10).await.is_err(), "entries 2 to 7 are lost");
+    log.flushed(cursor).await.unwrap();
+    let hold = fixture.reserve(&account, 10).await;
+    fixture.settle(&account, hold, 2).await;
+    let entries = log.read(cursor, 10).await.unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.counter).collect::<Vec<_>>(), [8]);
+    assert_eq!(entries[0].events[0].charged, credits(2));
+    fixture.shut_down().await;
+}
+
 /// Another replica's work goes on while one starts: that is no mismatch.
 #[tokio::test]
 async fn a_busy_ledger_is_joined() {
