@@ -1,6 +1,5 @@
 //! The Redis ledger against a real Redis.
 
-mod cost;
 mod faults;
 mod fixture;
 mod sessions;
