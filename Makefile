@@ -25,7 +25,7 @@ test-clients: ## The official OpenAI and Anthropic clients, Python and Node, aga
 	scripts/test-clients.sh
 
 bench-setup: ## What `make bench` needs from Debian
-	scripts/install.sh nginx=nginx-light wrk=wrk curl=curl redis-server=redis-server pgrep=procps \
+	scripts/install.sh nginx=nginx-light wrk=wrk curl=curl redis-server=redis-server pgrep=procps "/usr/lib/postgresql/*/bin/initdb=postgresql" \
 	  /usr/lib/nginx/modules/ngx_http_lua_module.so=libnginx-mod-http-lua /usr/share/lua/5.1/nginx/redis.lua=lua-nginx-redis
 
 bench: ## Faregate against nginx on this machine, in one run: throughput, latency, CPU a request

@@ -4,7 +4,7 @@
 #
 #   BENCH_ROUNDS (5)  BENCH_SECONDS (6, per peer and round)  BENCH_CONNECTIONS (64)  BENCH_USERS (500)
 #   BENCH_PEERS ("direct nginx lua embedded redis")  BENCH_BINARY (target/release/faregate, built if missing or old)
-#   BENCH_STORE (sqlite; or a postgres:// URL for the peer with Redis)
+#   BENCH_STORE (postgres; or sqlite: under the peer with Redis)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -14,7 +14,7 @@ seconds=${BENCH_SECONDS:-6}
 connections=${BENCH_CONNECTIONS:-64}
 users=${BENCH_USERS:-500}
 peers=${BENCH_PEERS:-direct nginx lua embedded redis}
-store=${BENCH_STORE:-sqlite}
+store=${BENCH_STORE:-postgres}
 target=${CARGO_TARGET_DIR:-target}
 out=$target/bench
 
@@ -119,7 +119,11 @@ fi
 if wants redis; then
   redis_start "${on_other[@]}"
   redis_of[redis]=$redis_pid
-  [ "$store" = sqlite ] && store_setting=() || store_setting=("FAREGATE_STORE_URL=$store")
+  store_setting=()
+  if [ "$store" = postgres ]; then
+    postgres_start "${on_other[@]}"
+    store_setting=("FAREGATE_STORE_URL=$postgres_url")
+  fi
   peer_start redis FAREGATE_LEDGER_URL=redis://127.0.0.1:"$redis_port"/ "${store_setting[@]}"
 fi
 
@@ -171,7 +175,7 @@ done
 
 {
   echo "$(date -u +%Y-%m-%dT%H:%MZ), $(nproc) cores, $(uname -m), kernel $(uname -r), $(nginx -v 2>&1), $connections connections," \
-    "$users users, $rounds rounds of $seconds s, medians"
+    "$users users, Faregate + Redis over $store, $rounds rounds of $seconds s, medians"
   awk '
     function median(list, count,   i, j, swap, sorted) {
       for (i = 1; i <= count; i++) sorted[i] = list[i]

@@ -101,6 +101,27 @@ redis_start() { # words before the command…: its port goes to $redis_port, its
   await redis-server redis-cli -p "$redis_port" ping
 }
 
+postgres_start() { # words before the command…: a server without fsync, its URL goes to $postgres_url
+  local bin as=() port_of
+  bin=$(compgen -G '/usr/lib/postgresql/*/bin/initdb' | sort -V | tail -n 1)
+  bin=$(dirname "${bin:-$(command -v initdb)}")
+  mkdir "$work/postgres"
+  # initdb and postgres refuse to run as root.
+  if [ "$(id -u)" -eq 0 ]; then
+    chown postgres:postgres "$work/postgres"
+    as=(setpriv --reuid=postgres --regid=postgres --clear-groups --)
+  fi
+  (cd "$work/postgres" && "${as[@]}" "$bin/initdb" --no-sync --no-instructions --auth=trust --username=postgres --encoding=UTF8 \
+    --locale=C --pgdata "$work/postgres/data" >"$work/postgres.log")
+  port; port_of=$reply
+  "$@" "${as[@]}" "$bin/postgres" -D "$work/postgres/data" -k "$work/postgres" -p "$port_of" -c listen_addresses=127.0.0.1 \
+    -c fsync=off -c synchronous_commit=off -c shared_buffers=128MB >>"$work/postgres.log" 2>&1 &
+  pids+=($!)
+  # shellcheck disable=SC2034 # for whoever sources this
+  postgres_url=postgres://postgres@127.0.0.1:$port_of/postgres
+  await postgres "$bin/pg_isready" -h 127.0.0.1 -p "$port_of"
+}
+
 release_binary() { # BENCH_BINARY, or built now; the path goes to $binary
   if [ -n "${BENCH_BINARY:-}" ]; then
     binary=$BENCH_BINARY
