@@ -58,8 +58,9 @@ const PEEK_PAUSE: Duration = Duration::from_millis(10);
 const MIN_HEADER_BYTES: usize = 8 * 1024;
 /// After the drain deadline: how long what is left may take to settle.
 const LAST_SETTLES: Duration = Duration::from_millis(250);
-/// How long the ledger may take to carry out what was submitted before the drain ended.
-const LEDGER_DRAIN: Duration = Duration::from_secs(5);
+/// How long the ledger may take to carry out what was submitted before the drain ended: a little more than it allows
+/// itself, so that it can still say what it could not do.
+const LEDGER_DRAIN: Duration = Duration::from_secs(6);
 
 /// What all workers of a replica share.
 pub(super) struct Shared {

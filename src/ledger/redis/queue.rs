@@ -109,6 +109,9 @@ impl Queue {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.state.lock();
         if state.closed {
+            if matches!(op.act, Act::Settle { .. } | Act::Charge { must: true, .. }) {
+                tracing::error!(account = %op.account, "a settle came after the ledger's session had ended: it is lost");
+            }
             return Reply::now(Err(LedgerError::Unavailable));
         }
         // What is owed is bounded by what was reserved before it.
