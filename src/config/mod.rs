@@ -66,7 +66,7 @@ pub struct Ledger {
     /// `redis://…` or `rediss://…`; empty: embedded.
     #[serde(serialize_with = "show_places")]
     pub url: String,
-    /// Shards of a new ledger; 0: 1 on a single Redis, 16 on a Cluster. Fixed once created.
+    /// Shards of a new ledger; 0: 1. Fixed once created.
     pub shards: u32,
     /// How long a request waits for its reservation before it is refused with 503.
     pub reserve_timeout_ms: u64,

@@ -98,8 +98,9 @@ fn urls(config: &Config, found: &mut Findings) {
     let scheme = |url: &str| url.split_once("://").map(|(scheme, _)| scheme.to_owned());
     let known = |url: &str, schemes: &[&str]| scheme(url).is_some_and(|scheme| schemes.contains(&scheme.as_str()));
     let ledger = &config.ledger.url;
-    let right = ledger.is_empty() || ledger.split(',').all(|url| known(url.trim(), &LEDGER_SCHEMES));
-    found.check(right, "ledger.url", "must be redis://HOST:PORT or rediss://HOST:PORT, several separated by commas");
+    // The connection knows one server: of a list it would make a host's name.
+    let right = ledger.is_empty() || (known(ledger, &LEDGER_SCHEMES) && !ledger.contains(','));
+    found.check(right, "ledger.url", "must be redis://HOST:PORT or rediss://HOST:PORT, one server");
     let store = &config.store.url;
     let right = store.is_empty() || (known(store, &STORE_SCHEMES) && store.parse::<tokio_postgres::Config>().is_ok());
     found.check(right, "store.url", "must be postgres://USER:PASSWORD@HOST:PORT/DATABASE");
