@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use parking_lot::Mutex;
+use prometheus::IntGauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 
 use crate::config;
@@ -32,6 +34,26 @@ impl Clocks {
             write: Duration::from_millis(settings.write_timeout_ms),
             max_header_bytes: settings.max_header_bytes,
         }
+    }
+}
+
+/// A connection's part of the replica's limit; held for as long as its socket is open, upgraded or not.
+#[derive(Debug)]
+pub(super) struct Place {
+    open: IntGauge,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    pub(super) fn new(open: &IntGauge, permit: OwnedSemaphorePermit) -> Arc<Place> {
+        open.inc();
+        Arc::new(Place { open: open.clone(), _permit: permit })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.dec();
     }
 }
 
@@ -81,6 +103,11 @@ impl Activity {
         head.bytes.clear();
         head.began = None;
         (InFlight(Arc::clone(self)), ambiguous)
+    }
+
+    /// The connection is a tunnel from here on: what it carries is not ours to time or to keep.
+    pub(super) fn becomes_tunnel(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
     fn received(&self, bytes: &[u8], limit: usize) {
@@ -133,11 +160,12 @@ pub(super) struct ClientIo<S> {
     clocks: Clocks,
     read_timer: Option<Pin<Box<Sleep>>>,
     write_timer: Option<Pin<Box<Sleep>>>,
+    _place: Arc<Place>,
 }
 
 impl<S> ClientIo<S> {
-    pub(super) fn new(stream: S, activity: Arc<Activity>, clocks: Clocks) -> ClientIo<S> {
-        ClientIo { stream, activity, clocks, read_timer: None, write_timer: None }
+    pub(super) fn new(stream: S, activity: Arc<Activity>, clocks: Clocks, place: Arc<Place>) -> ClientIo<S> {
+        ClientIo { stream, activity, clocks, read_timer: None, write_timer: None, _place: place }
     }
 
     /// Whether the connection has waited too long.
@@ -261,5 +289,16 @@ mod tests {
         assert!(activity.deadline(&clocks) >= Some(activity.began + clocks.keep_alive));
         activity.received(b"POST", 64);
         assert!(activity.deadline(&clocks) < Some(activity.began + clocks.keep_alive));
+    }
+
+    #[test]
+    fn a_tunnel_has_no_deadline() {
+        let clocks = Clocks::new(&config::Server::default());
+        let activity = Activity::new();
+        let (guard, _) = activity.begin(false, false);
+        activity.becomes_tunnel();
+        drop(guard);
+        activity.received(b"any bytes", 64);
+        assert_eq!(activity.deadline(&clocks), None);
     }
 }

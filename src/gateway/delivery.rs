@@ -50,7 +50,7 @@ impl Reading {
         if is_stream {
             Meter::Stream(StreamMeter::new(self.endpoint, inspection).limited(self.clamped))
         } else {
-            Meter::Whole(AnswerMeter::new(self.endpoint, inspection))
+            Meter::Whole(AnswerMeter::new(self.endpoint, inspection).limited(self.clamped))
         }
     }
 

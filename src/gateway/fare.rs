@@ -71,6 +71,23 @@ pub(super) async fn take(
     }
 }
 
+/// A ticket that costs nothing. What it records goes through the ledger all the same, so without one it is refused, or
+/// takes one of the route's leaves: nothing may pile up without bound.
+pub(super) fn free(worker: &Worker, route: &Route) -> Result<Ticket, Refusal> {
+    let refusal = match worker.ledger.status() {
+        Status::Ready => return Ok(Ticket { pay: Pay::Free, fares: None }),
+        Status::Backlogged => hold::Refusal::Backlogged,
+        Status::Unavailable => hold::Refusal::Unavailable,
+    };
+    if refusal == hold::Refusal::Unavailable
+        && route.settings.on_ledger_down == OnLedgerDown::Allow
+        && let Some(leave) = route.uncharged()
+    {
+        return Ok(Ticket { pay: Pay::Later(leave), fares: None });
+    }
+    Err(Refusal::Ledger { refusal, asked: Credits::ZERO })
+}
+
 /// Who asks for what, as the usage row tells it.
 #[derive(Debug)]
 pub(super) struct Errand {

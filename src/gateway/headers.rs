@@ -147,6 +147,8 @@ fn passes_forward(name: &HeaderName, what: &Forwarding<'_>) -> bool {
         // Credentials and names that are the gateway's business.
         "authorization" | "x-api-key" | "api-key" | "x-request-id" | "x-forwarded-host" | "x-forwarded-proto" => false,
         "openai-organization" | "openai-project" => http,
+        // A request is priced by its own method and path, so nothing may name others.
+        "x-http-method-override" | "x-http-method" | "x-method-override" | "x-original-url" | "x-rewrite-url" => http,
         "cookie" | "forwarded" | "x-forwarded-for" | "x-real-ip" => http,
         "accept-encoding" => !what.read,
         _ => !text.starts_with("x-faregate-") && !text.starts_with("x-stack-"),

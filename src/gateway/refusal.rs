@@ -233,6 +233,10 @@ impl Refusal {
         if self.closes() {
             fields.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         }
+        if view.status == StatusCode::METHOD_NOT_ALLOWED {
+            fields
+                .insert(http::header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+        }
         if view.status == StatusCode::UNAUTHORIZED {
             fields.insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

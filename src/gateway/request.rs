@@ -21,7 +21,7 @@ use super::ask::{self, Terms};
 use super::body::{BodyFault, Bounded, BoxError, Outgoing};
 use super::client_io::{Activity, InFlight};
 use super::delivery::{self, Reading, Waiting};
-use super::fare::{self, Errand, Fare, Pay, Ticket};
+use super::fare::{self, Errand, Fare, Ticket};
 use super::forward::{Job, Payload};
 use super::headers::{self, ConnectionOptions};
 use super::id;
@@ -108,6 +108,9 @@ pub(super) async fn answer(
         let ridden = AssertUnwindSafe(Box::pin(ride(&mut passage, request))).catch_unwind().await;
         ridden.unwrap_or(Err(Refusal::Internal)).unwrap_or_else(|refusal| passage.refuse(&refusal))
     };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        activity.becomes_tunnel();
+    }
     Ok(response.map(|body| Seated { body, _busy: busy }))
 }
 
@@ -134,7 +137,12 @@ impl Passage {
         }
         let latency_ms = self.began.elapsed().as_millis() as u64;
         let status = refusal.status().as_u16();
-        tracing::info!(request_id = %self.id, route, status, outcome = outcome.as_str(), reason = %refusal, latency_ms, "refused");
+        if matches!(refusal, Refusal::Shed(_)) {
+            // Shedding is for floods, and a line for each would be one more; the metrics count them.
+            tracing::debug!(request_id = %self.id, route, "shed");
+        } else {
+            tracing::info!(request_id = %self.id, route, status, outcome = outcome.as_str(), reason = %refusal, latency_ms, "refused");
+        }
         let kind = self.route.as_ref().map_or(RouteKind::Http, |route| route.kind());
         refusal.answer(kind, self.anthropic, self.request_id.clone())
     }
@@ -175,11 +183,12 @@ impl Passage {
 /// The whole way of a request: what is refused, when it is paid, where it goes, how it is answered.
 async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<Response<Outgoing>, Refusal> {
     let worker = Rc::clone(&passage.worker);
-    let route = Rc::clone(worker.routes.find(request.uri().path()).ok_or(Refusal::NoRoute)?);
-    passage.route = Some(Rc::clone(&route));
+    let found = worker.routes.find(request.uri().path()).map(Rc::clone);
+    passage.route.clone_from(&found);
+    worker.shared.shed.check(passage.peer.address.ip()).map_err(Refusal::Shed)?;
+    let route = found.ok_or(Refusal::NoRoute)?;
     let endpoint = meter::classify(route.kind(), request.method(), &route.settings.prefix, request.uri().path());
     passage.anthropic = endpoint.speaks_anthropic();
-    worker.shared.shed.check(passage.peer.address.ip()).map_err(Refusal::Shed)?;
     let options = well_formed(passage, &request)?;
     let who = match worker.shared.identity.cached(request.headers()) {
         Some(known) => known?,
@@ -196,7 +205,7 @@ async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<R
     }
     let (terms, read) = ask::terms(&route, endpoint, &who)?;
     let early = match terms {
-        Terms::Free => Some((Ticket { pay: Pay::Free, fares: None }, Price::flat(Credits::ZERO))),
+        Terms::Free => Some((fare::free(&worker, &route)?, Price::flat(Credits::ZERO))),
         Terms::Early(price) => Some((fare::take(&worker, &route, &who, ask::flat(price, &who)).await?, price)),
         Terms::Late => None,
     };
@@ -211,6 +220,9 @@ async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<R
     let (mut fare, clamped) = match (early, &inspection) {
         (Some(fare), _) => (fare, None),
         (None, Some(inspection)) => {
+            if route.flat.is_none() {
+                inspection.as_listed()?;
+            }
             let price = route.prices.price(inspection.model.as_deref()).ok_or(Refusal::UnknownModel)?;
             let ask = ask::metered(&price, inspection, &route, &who);
             let ticket = fare::take(&worker, &route, &who, ask).await?;

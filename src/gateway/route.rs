@@ -188,13 +188,20 @@ pub(super) fn escapes(path: &str) -> bool {
     if !path.starts_with('/') {
         return true;
     }
-    path.split(['/', '\\']).any(|segment| match segment.len() {
-        1..=6 => {
-            let plain = segment.replace("%2e", ".").replace("%2E", ".");
-            plain == "." || plain == ".."
-        }
-        _ => false,
-    }) || path.contains('\\')
+    if path.contains('\\') {
+        return true;
+    }
+    // Servers that know parameters of segments read `..;x` as `..`; some decode slashes before they look for dots.
+    let dots =
+        |path: &str| path.split(['/', '\\']).any(|segment| matches!(segment.split(';').next(), Some("." | "..")));
+    if !path.contains('%') {
+        return dots(path);
+    }
+    let mut plain = path.to_ascii_lowercase();
+    for (code, byte) in [("%2e", "."), ("%2f", "/"), ("%5c", "\\"), ("%3b", ";")] {
+        plain = plain.replace(code, byte);
+    }
+    dots(&plain)
 }
 
 #[cfg(test)]
@@ -229,10 +236,22 @@ mod tests {
 
     #[test]
     fn dot_segments_do_not_leave_a_prefix() {
-        for path in ["/a/../b", "/a/%2e%2e/b", "/a/.%2E/b", "/a/./b", "/a/..", "/a\\..\\b", "*", "host:443"] {
+        for path in [
+            "/a/../b",
+            "/a/%2e%2e/b",
+            "/a/.%2E/b",
+            "/a/./b",
+            "/a/..",
+            "/a\\..\\b",
+            "/a/..;/b",
+            "/a/x%2F..%2fb",
+            "/a/..%5Cb",
+            "*",
+            "host:443",
+        ] {
             assert!(escapes(path), "{path}");
         }
-        for path in ["/", "/a/b", "/a//b", "/a/...", "/a/b.json", "/%2fa"] {
+        for path in ["/", "/a/b", "/a//b", "/a/...", "/a/b.json", "/%2fa", "/a;v=..", "/a/x%2fb"] {
             assert!(!escapes(path), "{path}");
         }
     }

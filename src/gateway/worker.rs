@@ -28,7 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::client_io::{Activity, ClientIo, Clocks};
+use super::client_io::{Activity, ClientIo, Clocks, Place};
 use super::id::Ids;
 use super::outcome::Outcome;
 use super::request;
@@ -308,13 +308,7 @@ struct Seat {
     worker: Rc<Worker>,
     connections: LocalTasks,
     stop: CancellationToken,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.worker.shared.metrics.client_connections.dec();
-    }
+    place: Arc<Place>,
 }
 
 impl Seat {
@@ -324,8 +318,8 @@ impl Seat {
         stop: &CancellationToken,
         permit: OwnedSemaphorePermit,
     ) -> Seat {
-        worker.shared.metrics.client_connections.inc();
-        Seat { worker: Rc::clone(worker), connections: connections.clone(), stop: stop.clone(), _permit: permit }
+        let place = Place::new(&worker.shared.metrics.client_connections, permit);
+        Seat { worker: Rc::clone(worker), connections: connections.clone(), stop: stop.clone(), place }
     }
 
     async fn connection(self, stream: TcpStream, address: SocketAddr) {
@@ -384,7 +378,7 @@ impl Seat {
     async fn serve_http1<S: Stream>(self, stream: S, peer: Peer) {
         let settings = &self.worker.shared.config.server;
         let activity = Activity::new();
-        let io = ClientIo::new(stream, Arc::clone(&activity), Clocks::new(settings));
+        let io = ClientIo::new(stream, Arc::clone(&activity), Clocks::new(settings), Arc::clone(&self.place));
         let mut builder = http1::Builder::new();
         builder
             .max_buf_size(settings.max_header_bytes.max(MIN_HEADER_BYTES))
@@ -404,7 +398,7 @@ impl Seat {
     async fn serve_http2<S: Stream>(self, stream: S, peer: Peer) {
         let settings = &self.worker.shared.config.server;
         let activity = Activity::new();
-        let io = ClientIo::new(stream, Arc::clone(&activity), Clocks::new(settings));
+        let io = ClientIo::new(stream, Arc::clone(&activity), Clocks::new(settings), Arc::clone(&self.place));
         let mut builder = http2::Builder::new(self.connections.clone());
         builder
             .timer(TokioTimer::new())

@@ -34,9 +34,13 @@ pub(super) enum Member {
     WebSearchOptions,
     McpServers,
     Container,
+    Models,
+    Fallbacks,
+    ServiceTier,
+    Speed,
 }
 
-const MEMBERS: [(Member, &str); 19] = [
+const MEMBERS: [(Member, &str); 23] = [
     (Member::Model, "model"),
     (Member::Stream, "stream"),
     (Member::StreamOptions, "stream_options"),
@@ -56,6 +60,10 @@ const MEMBERS: [(Member, &str); 19] = [
     (Member::WebSearchOptions, "web_search_options"),
     (Member::McpServers, "mcp_servers"),
     (Member::Container, "container"),
+    (Member::Models, "models"),
+    (Member::Fallbacks, "fallbacks"),
+    (Member::ServiceTier, "service_tier"),
+    (Member::Speed, "speed"),
 ];
 
 impl Member {
@@ -263,6 +271,19 @@ impl<'b> Visitor<'b> for &mut Reader<'b> {
     }
 }
 
+/// Whether a parser that ignores case could take `name` for `known`: Unicode folds two letters more into ASCII.
+fn alike(known: &str, name: &str) -> bool {
+    if name.is_ascii() {
+        return known.eq_ignore_ascii_case(name);
+    }
+    let folded = name.chars().map(|letter| match letter {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        other => other.to_ascii_lowercase(),
+    });
+    folded.eq(known.chars())
+}
+
 enum Key {
     Is(Member),
     Lookalike(Member),
@@ -279,7 +300,7 @@ impl<'de> Deserialize<'de> for Key {
                 out.write_str("a member's name")
             }
             fn visit_str<E: de::Error>(self, name: &str) -> Result<Key, E> {
-                let alike = MEMBERS.iter().find(|(_, known)| known.eq_ignore_ascii_case(name));
+                let alike = MEMBERS.iter().find(|(_, known)| alike(known, name));
                 Ok(match alike {
                     Some((member, known)) if *known == name => Key::Is(*member),
                     Some((member, _)) => Key::Lookalike(*member),

@@ -75,6 +75,8 @@ pub struct Inspection {
     ask_usage: Option<AskUsage>,
     /// Where a member can be inserted.
     open: usize,
+    /// A member that makes the answer cost something else than its model's price says.
+    unpriced: Option<Member>,
 }
 
 /// An output limit in the body.
@@ -148,7 +150,19 @@ impl Inspection {
         inspection.read_choices(endpoint, &body)?;
         inspection.read_stream_options(endpoint, &body)?;
         inspection.bound_input(endpoint, &body, length, settings);
+        inspection.unpriced = unpriced(&body);
         Ok(inspection)
+    }
+
+    /// For a price by model: whether the model that the body names is the one that answers, and at its usual price.
+    ///
+    /// # Errors
+    /// When the body lets the upstream choose among other models, or asks for faster answers that cost more there.
+    pub fn as_listed(&self) -> Result<(), BadRequest> {
+        match self.unpriced {
+            None => Ok(()),
+            Some(member) => Err(BadRequest::of(member, "is not offered here: it has no price")),
+        }
     }
 
     /// The most that the request may use; `output_limit` replaces its own limit (per choice) where it was clamped.
@@ -302,6 +316,18 @@ impl Inspection {
             .saturating_add(added)
             .saturating_add(if elsewhere { ELSEWHERE_TOKENS } else { 0 });
     }
+}
+
+/// Routers of models take lists of them to choose from; priority and speed multiply what a token costs the operator.
+fn unpriced(body: &Body<'_>) -> Option<Member> {
+    let says = |member: Member, what: &str| {
+        let text = body.text(member, MAX_MODEL_BYTES).ok().flatten();
+        text.is_some_and(|text| text.trim().eq_ignore_ascii_case(what))
+    };
+    let others = [Member::Models, Member::Fallbacks].into_iter().find(|member| body.get(*member).is_some());
+    others
+        .or(says(Member::ServiceTier, "priority").then_some(Member::ServiceTier))
+        .or(says(Member::Speed, "fast").then_some(Member::Speed))
 }
 
 #[cfg(test)]

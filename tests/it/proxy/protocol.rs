@@ -216,7 +216,13 @@ async fn methods_that_no_upstream_shall_see() {
     let key = rig.user("ann", "9").await;
     let answer = rig.http.call(request(Method::TRACE, &rig.url("/echo/app"), &key, None)).await;
     assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
-    for path in ["/echo/../v1/models", "/echo/%2e%2e/secret", "/v1/chat/%2e./batches"] {
+    for path in [
+        "/echo/../v1/models",
+        "/echo/%2e%2e/secret",
+        "/echo/x%2f..%2F..%2fsecret",
+        "/echo/..;/secret",
+        "/v1/chat/%2e./batches",
+    ] {
         let bytes =
             format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nconnection: close\r\n\r\n");
         let addr = rig.addr;
@@ -316,7 +322,10 @@ async fn the_shed_answers_before_anybody_is_asked() {
 #[tokio::test]
 async fn websockets_are_echoed_and_charged_once() {
     let sim = Sim::start();
-    let rig = Rig::start(settings(&sim.url())).await;
+    let mut config = settings(&sim.url());
+    // The clocks of requests do not run in a tunnel.
+    (config.server.header_timeout_ms, config.server.keep_alive_ms) = (300, 300);
+    let rig = Rig::start(config).await;
     let key = rig.user("ann", "9").await;
     let addr = rig.addr;
     let head = |path: &str| {
@@ -326,6 +335,7 @@ async fn websockets_are_echoed_and_charged_once() {
         )
     };
     let (allowed, refused) = (head("/echo/socket"), head("/v1/realtime"));
+    let open = rig.metrics.client_connections.clone();
     let echoed = tokio::task::spawn_blocking(move || {
         let mut connection = TcpStream::connect(addr).unwrap();
         connection.set_read_timeout(Some(SILENCE)).unwrap();
@@ -340,6 +350,10 @@ async fn websockets_are_echoed_and_charged_once() {
         connection.write_all(&[0x81, 0x82, 0, 0, 0, 0, b'h', b'i']).unwrap();
         let mut frame = [0; 4];
         connection.read_exact(&mut frame).unwrap();
+        connection.set_read_timeout(Some(Duration::from_millis(900))).unwrap();
+        let silent = connection.read(&mut byte).unwrap_err();
+        assert_eq!(silent.kind(), std::io::ErrorKind::WouldBlock, "the tunnel stays open: {silent}");
+        assert_eq!(open.get(), 1, "a tunnel is a connection");
         (String::from_utf8(answer).unwrap(), frame)
     });
     let (answer, frame) = echoed.await.unwrap();

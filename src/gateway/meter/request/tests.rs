@@ -81,6 +81,7 @@ fn what_cannot_be_priced_is_refused_and_named() {
     assert_eq!(chat("\"model\":\"n\""), Some("model"), "twice");
     assert_eq!(chat("\"max_tokens\":1,\"max\\u005ftokens\":2"), Some("max_tokens"), "twice, once escaped");
     assert_eq!(chat("\"Max_Tokens\":100000"), Some("max_tokens"), "a parser that ignores case would take it");
+    assert_eq!(chat("\"max_to\u{212a}en\u{17f}\":100000"), Some("max_tokens"), "so would one that folds Unicode");
     assert_eq!(param(Endpoint::Chat, "{\"messages\":[]}"), Some("model"));
     assert_eq!(param(Endpoint::Chat, "{\"model\":7}"), Some("model"));
     assert_eq!(param(Endpoint::Chat, "{\"model\":\"\"}"), Some("model"));
@@ -344,4 +345,18 @@ proptest! {
         };
         prop_assert!(price.cost(reported) <= price.upper_bound(inspection.upper_tokens(&price, None)));
     }
+}
+
+/// What a price by model does not cover is refused there.
+#[test]
+fn only_the_named_model_at_its_usual_price_is_as_listed() {
+    let param = |members: &str| {
+        let body = format!(r#"{{"model":"m","messages":[],{members}}}"#);
+        good(Endpoint::Chat, &body).as_listed().err().and_then(|bad| bad.param)
+    };
+    assert_eq!(param(r#""models":["dearer"]"#), Some("models"));
+    assert_eq!(param(r#""fallbacks":["dearer"]"#), Some("fallbacks"));
+    assert_eq!(param(r#""service_tier":"\u0070riority""#), Some("service_tier"));
+    assert_eq!(param(r#""speed":"fast""#), Some("speed"));
+    assert_eq!(param(r#""models":null,"service_tier":"auto","speed":"standard""#), None);
 }
