@@ -46,7 +46,9 @@ pub enum PriceError {
 impl PriceList {
     pub fn new(settings: &config::Price) -> Result<PriceList, PriceError> {
         let compile = |model: &config::ModelPrice| {
-            let glob = globset::Glob::new(&model.model).map_err(|_| PriceError::Glob(model.model.clone()))?;
+            // Some upstreams ignore case, and none has two models that differ by it alone.
+            let glob = globset::GlobBuilder::new(&model.model).case_insensitive(true).build();
+            let glob = glob.map_err(|_| PriceError::Glob(model.model.clone()))?;
             Ok((glob.compile_matcher(), model.clone()))
         };
         Ok(PriceList {
@@ -63,7 +65,7 @@ impl PriceList {
 
     /// `None`: the list refuses models that it does not name.
     pub fn price(&self, model: Option<&str>) -> Option<Price> {
-        let named = model.and_then(|model| self.models.iter().find(|(glob, _)| glob.is_match(model)));
+        let named = model.and_then(|model| self.models.iter().find(|(glob, _)| glob.is_match(model.trim())));
         match named {
             Some((_, price)) => Some(Price {
                 per_request: self.per_request.saturating_add(price.per_request),
@@ -169,6 +171,13 @@ mod tests {
         assert_eq!(price.cost(tokens).micro(), 5_608);
         assert_eq!(price.cost(Tokens::default()).micro(), 1_000, "the minimum");
         assert_eq!(price.cost(Tokens { output: u64::MAX, ..tokens }), Credits::MAX);
+    }
+
+    #[test]
+    fn another_spelling_of_a_model_costs_the_same() {
+        let price = list().price(Some("gpt-4o"));
+        assert_eq!(list().price(Some("GPT-4o")), price);
+        assert_eq!(list().price(Some(" gpt-4o ")), price);
     }
 
     #[test]

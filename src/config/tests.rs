@@ -85,6 +85,19 @@ fn every_setting_has_a_comment_where_it_is_first_named() {
     }
 }
 
+/// failures 8: what has no price is not free.
+#[test]
+fn a_price_by_model_leaves_no_model_free() {
+    let file = |unknown: &str, each: &str| {
+        let model = "[[prices.tokens.models]]\nmodel = \"gpt-4*\"\n";
+        format!("[prices.tokens]\nper_request = {each}\nunknown_model = \"{unknown}\"\n{model}")
+    };
+    let error = load(&file("per_request", "0"), &[]).unwrap_err().to_string();
+    assert!(error.contains("prices.tokens.unknown_model"), "{error}");
+    load(&file("per_request", "1"), &[]).unwrap();
+    load(&file("refuse", "0"), &[]).unwrap();
+}
+
 #[test]
 fn file_over_built_in_and_environment_over_file() {
     let file =

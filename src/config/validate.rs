@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Config, Plan, Price, Route, Upstream};
+use super::{Config, Plan, Price, Route, UnknownModel, Upstream};
 use crate::ledger::TOKENS_MAX;
 use crate::pricing::PriceList;
 
@@ -191,6 +191,15 @@ fn price(path: &str, settings: &Price, found: &mut Findings) {
     if let Err(error) = PriceList::new(settings) {
         found.add(format!("{path}.models"), format!("has an error: {error}"));
     }
+    // Every other model would be free, by its name.
+    let free = !settings.models.is_empty()
+        && settings.per_request.is_zero()
+        && settings.unknown_model == UnknownModel::PerRequest;
+    found.check(
+        !free,
+        format!("{path}.unknown_model"),
+        "must be refuse, or per_request above 0: other models would be free",
+    );
     for (index, model) in settings.models.iter().enumerate() {
         let path = format!("{path}.models.{index}");
         found.check(!model.model.is_empty(), format!("{path}.model"), "must be a glob such as gpt-4*");
