@@ -123,7 +123,8 @@ pub(crate) async fn reserve(
     }
     let print = fingerprint(&[&amount.to_string(), &seconds.to_string()]);
     let record = match key {
-        Some(key) => record_key("reserve", account, &key, print),
+        // With the caller's own key in it: whoever else may act for the account cannot guess the hold's id.
+        Some(key) => record_key(&format!("reserve {}", principal.key_id), account, &key, print),
         None => RecordKey { id: RecordId(Uuid::now_v7()), fingerprint: print },
     };
     let act = Act::Hold { record, amount, expires_in_us: seconds * 1_000_000 };
