@@ -455,6 +455,8 @@ async fn without_the_ledger_nothing_rides_unless_the_route_says_so() {
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(answer.header("retry-after"), "1");
     assert_eq!(answer.json()["error"]["code"], "ledger_unavailable");
+    // What costs nothing is recorded through the ledger too, and must not pile up.
+    assert_eq!(rig.http.get(&rig.url("/v1/models"), &key).await.status, StatusCode::SERVICE_UNAVAILABLE);
     // The charges of those that ride are not acknowledged: after two it is enough.
     moods.silent.store(true, Ordering::SeqCst);
     for expected in [200, 200, 503] {
