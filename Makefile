@@ -15,7 +15,7 @@ build: ## The release binary
 
 test: ## Every test, against real servers of its own (installs them on Debian and Ubuntu)
 	scripts/setup-test.sh
-	$(CARGO) test --locked --workspace
+	scripts/test.sh
 
 torture: ## The property tests of the ledger a million times over, and the fault tests again and again
 	scripts/setup-test.sh

@@ -10,6 +10,8 @@ use std::sync::{Mutex, OnceLock};
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP
 work=$(mktemp -d) || exit 1
+# A zombie whose new parent is slow to reap it has ended.
+alive() { kill -0 "$1" 2>/dev/null && ! grep -q '^State:[[:space:]]*Z' "/proc/$1/status" 2>/dev/null; }
 while read -r verb key value; do
   case $verb in
     pid) printf '%s' "$value" >"$work/pid.$key" ;;
@@ -23,8 +25,8 @@ for file in "$work"/pid.*; do
   kill -s CONT "$pid" 2>/dev/null
   kill -s "$(cat "$file")" "$pid" 2>/dev/null
   tries=0
-  while kill -0 "$pid" 2>/dev/null && [ "$tries" -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
-  kill -s KILL "$pid" 2>/dev/null
+  while alive "$pid" && [ "$tries" -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
+  alive "$pid" && kill -s KILL "$pid" 2>/dev/null
 done
 if [ -e "$work/dirs" ]; then
   while read -r dir; do rm -rf "$dir"; done <"$work/dirs"
