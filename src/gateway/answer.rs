@@ -18,14 +18,14 @@ use super::ride::{Meter, Ride, Step};
 use super::worker::Worker;
 use crate::ledger::Reply;
 
-type Extension = Pin<Box<dyn Future<Output = (Ride, bool)>>>;
+type Extension = Pin<Box<dyn Future<Output = (Box<Ride>, bool)>>>;
 
 enum State {
-    Flowing(Ride),
+    Flowing(Box<Ride>),
     /// The stream outgrew its hold and waits for more.
     Extending(Option<Extension>),
     /// Everything was said but the last; that waits for the acknowledgement.
-    Settling(Ride, Option<Reply>, Option<Pin<Box<Sleep>>>),
+    Settling(Box<Ride>, Option<Reply>, Option<Pin<Box<Sleep>>>),
     /// What is in the queue is the rest.
     Ending,
     /// What is in the queue still goes out, then the connection is cut.
@@ -52,7 +52,7 @@ pub(super) struct Answer {
 pub(super) struct Cut;
 
 impl Answer {
-    pub(super) fn new(ride: Ride) -> Answer {
+    pub(super) fn new(ride: Box<Ride>) -> Answer {
         let worker = Rc::clone(ride.fare.worker());
         worker.shared.metrics.streams.inc();
         let length = match ride.meter {
@@ -70,7 +70,7 @@ impl Answer {
     }
 
     /// Goes on with an answer of which `read` was metered already.
-    pub(super) fn resumed(ride: Ride, read: SmallVec<[Bytes; 2]>) -> Answer {
+    pub(super) fn resumed(ride: Box<Ride>, read: SmallVec<[Bytes; 2]>) -> Answer {
         let mut answer = Answer::new(ride);
         let size: usize = read.iter().map(Bytes::len).sum();
         answer.length = answer.length.map(|left| left + size as u64);
@@ -192,7 +192,7 @@ impl Answer {
         self.state = State::Extending(Some(extension));
     }
 
-    fn extended(&mut self, mut ride: Ride, extended: bool) {
+    fn extended(&mut self, mut ride: Box<Ride>, extended: bool) {
         if extended {
             self.queue.append(&mut self.withheld);
             self.state = State::Flowing(ride);

@@ -55,7 +55,7 @@ impl Reading {
     }
 
     /// The answer as something to be read, metered and paid. The response's own body stays behind empty.
-    fn board(&self, mut fare: Fare, answered: Answered) -> (http::response::Parts, Ride) {
+    fn board(&self, mut fare: Box<Fare>, answered: Answered) -> (http::response::Parts, Box<Ride>) {
         let meter = self.meter(&answered);
         let Answered { response, lease } = answered;
         fare.answered_by(&lease.upstream().target.name);
@@ -68,7 +68,7 @@ impl Reading {
         let left = body.size_hint().exact();
         let status = head.status.as_u16();
         let lease = Some(lease);
-        (head, Ride { body, lease, meter, fare, status, idle, timer: None, covered, left })
+        (head, Box::new(Ride { body, lease, meter, fare, status, idle, timer: None, covered, left }))
     }
 }
 
@@ -78,18 +78,18 @@ type Forwarded = Pin<Box<dyn Future<Output = Result<Answered, Refusal>>>>;
 /// goes on without it.
 pub(super) struct Waiting {
     future: Option<Forwarded>,
-    rest: Option<(Fare, Reading)>,
+    rest: Option<(Box<Fare>, Reading)>,
 }
 
 impl Waiting {
-    pub(super) fn new(route: &Rc<Route>, job: Job, fare: Fare, reading: Reading) -> Waiting {
+    pub(super) fn new(route: &Rc<Route>, job: Job, fare: Box<Fare>, reading: Reading) -> Waiting {
         let future = Box::pin(forward::forward(Rc::clone(route), job));
         Waiting { future: Some(future), rest: Some((fare, reading)) }
     }
 }
 
 impl Future for Waiting {
-    type Output = (Result<Answered, Refusal>, (Fare, Reading));
+    type Output = (Result<Answered, Refusal>, (Box<Fare>, Reading));
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(future) = &mut self.future else { return Poll::Pending };
@@ -124,7 +124,7 @@ impl Drop for Waiting {
 pub(super) async fn deliver(
     request_id: HeaderValue,
     route: &Route,
-    fare: Fare,
+    fare: Box<Fare>,
     answered: Answered,
     reading: Reading,
 ) -> Result<Response<Outgoing>, Refusal> {
@@ -165,7 +165,7 @@ pub(super) async fn deliver(
 pub(super) async fn switch(
     request_id: HeaderValue,
     route: &Route,
-    mut fare: Fare,
+    mut fare: Box<Fare>,
     mut answered: Answered,
     client_side: OnUpgrade,
 ) -> Response<Outgoing> {

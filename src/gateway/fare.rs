@@ -139,7 +139,7 @@ impl Fare {
         ticket: Ticket,
         price: Price,
         errand: Errand,
-    ) -> Fare {
+    ) -> Box<Fare> {
         let usage = Usage {
             request_id: errand.request_id,
             client_request_id: errand.client_request_id,
@@ -148,7 +148,8 @@ impl Fare {
             created_at_ms: errand.created_at_ms,
             ..Usage::default()
         };
-        Fare {
+        // Boxed, because it goes through many hands.
+        Box::new(Fare {
             worker: Rc::clone(worker),
             route: Rc::clone(route),
             account: principal.account.clone(),
@@ -159,7 +160,7 @@ impl Fare {
             began: errand.began,
             before: None,
             upstream_ended: None,
-        }
+        })
     }
 
     pub(super) fn worker(&self) -> &Rc<Worker> {

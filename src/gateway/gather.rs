@@ -25,7 +25,7 @@ pub(super) enum Gathered {
 }
 
 /// Counts its bytes against [`GATHER_BYTES`] and, dropped, leaves nothing unpaid.
-struct Gathering(Option<Ride>);
+struct Gathering(Option<Box<Ride>>);
 
 impl Drop for Gathering {
     fn drop(&mut self) {
@@ -36,7 +36,7 @@ impl Drop for Gathering {
 }
 
 /// Reads a whole answer, up to [`GATHER_BYTES`], and settles it.
-pub(super) async fn gather(ride: Ride) -> Result<Gathered, Refusal> {
+pub(super) async fn gather(ride: Box<Ride>) -> Result<Gathered, Refusal> {
     let mut guard = Gathering(Some(ride));
     let mut frames: SmallVec<[Bytes; 2]> = SmallVec::new();
     let (mut size, mut trailers) = (0, None);

@@ -147,7 +147,7 @@ impl Passage {
         refusal.answer(kind, self.anthropic, self.request_id.clone())
     }
 
-    fn fare(&self, route: &Rc<Route>, who: &SharedPrincipal, ticket: Ticket, price: Price, head: &Parts) -> Fare {
+    fn fare(&self, route: &Rc<Route>, who: &SharedPrincipal, ticket: Ticket, price: Price, head: &Parts) -> Box<Fare> {
         let errand = Errand {
             request_id: self.id,
             client_request_id: headers::client_request_id(&head.headers),
@@ -247,7 +247,8 @@ async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<R
         }
         Ok(answered) if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS => match client_side {
             Some(client_side) => {
-                Ok(delivery::switch(passage.request_id.clone(), &route, fare, answered, client_side).await)
+                let id = passage.request_id.clone();
+                Ok(Box::pin(delivery::switch(id, &route, fare, answered, client_side)).await)
             }
             None => Err(fare.refused(Fault::Garbled.into())),
         },

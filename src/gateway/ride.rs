@@ -39,7 +39,7 @@ pub(super) struct Ride {
     pub(super) body: Incoming,
     pub(super) lease: Option<Lease>,
     pub(super) meter: Meter,
-    pub(super) fare: Fare,
+    pub(super) fare: Box<Fare>,
     pub(super) status: u16,
     pub(super) idle: Duration,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
@@ -183,7 +183,7 @@ impl Ride {
     }
 
     /// The client is gone: what the route says about that. `delivered`: whether it saw anything.
-    pub(super) fn leave(mut self, delivered: bool) {
+    pub(super) fn leave(mut self: Box<Self>, delivered: bool) {
         let worker = self.fare.worker().clone();
         let policy = self.fare.route.settings.client_gone;
         match policy {
@@ -201,7 +201,7 @@ impl Ride {
     }
 
     /// Reads on without a client, and pays what the upstream reports.
-    pub(super) async fn finish_reading(self) {
+    pub(super) async fn finish_reading(self: Box<Self>) {
         // Where this is dropped at the drain deadline, the guard settles what came until then.
         let mut guard = Leaving(Some(self));
         let Some(ride) = &mut guard.0 else { return };
@@ -232,7 +232,7 @@ impl Ride {
     }
 
     /// Reads the few bytes after a stream's terminal event, so that its connection can be used again.
-    pub(super) async fn linger(mut self) {
+    pub(super) async fn linger(mut self: Box<Self>) {
         let rest = async { while let Step::Data(_) = std::future::poll_fn(|context| self.poll_step(context)).await {} };
         // A stream that does not end costs a connection, nothing else.
         let _ = tokio::time::timeout(LINGER, rest).await;
@@ -240,7 +240,7 @@ impl Ride {
 }
 
 /// Settles as delivered a ride that nobody reads any longer.
-struct Leaving(Option<Ride>);
+struct Leaving(Option<Box<Ride>>);
 
 impl Drop for Leaving {
     fn drop(&mut self) {
