@@ -204,7 +204,8 @@ impl Session {
 
     /// The same bytes, until there is an answer.
     async fn send(&mut self, command: &Cmd) -> BatchReply {
-        let metrics = self.core.metrics.clone();
+        let core = self.core.clone();
+        let metrics = &core.metrics;
         loop {
             let begun = Instant::now();
             let result = self.link.call_bytes(&script::BATCH, command).await;
