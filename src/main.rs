@@ -4,10 +4,6 @@ use std::process::ExitCode;
 
 use faregate::cli;
 
-/// A request makes and drops some dozens of small allocations; this allocator does it in less CPU than the system's.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let command = cli::parse();
     match cli::run(command) {
