@@ -2,7 +2,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test torture test-clients bench bench-setup bench-footprint bench-micro fmt lint licences fuzz
+.PHONY: help run build test torture test-clients bench bench-setup bench-footprint bench-micro fmt lint licences
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
