@@ -1,21 +1,30 @@
 //! Store → ledger: every billing change, in its account's order, until the ledger has acknowledged it.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::{AccountId, Act, Answer, Balance, LedgerError, Op, SharedLedger};
-use crate::store::{SharedStore, StoreError};
+use crate::store::{SharedStore, StoreError, Unapplied};
 use crate::telemetry::Metrics;
 
 /// How often changes that nobody pushed are looked for: those of other replicas that died, and those that failed.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// Changes looked at in one go, beyond those that are stuck.
+/// Accounts read in one go.
 const PAGE: u32 = 500;
-/// However many changes are stuck, no more than so many are looked at.
-const PAGE_MAX: u32 = 20_000;
+/// Pages in one round; the next round goes on behind them, so that no account keeps another from its turn.
+const PAGES_MAX: usize = 8;
+/// Accounts pushed at once: one that does not answer keeps only its own place.
+const PUSHES_MAX: usize = 16;
+/// The wait after an account's first failure; it doubles up to [`STUCK_WAIT_MAX`].
+const STUCK_WAIT_MIN: Duration = Duration::from_millis(500);
+const STUCK_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Accounts whose failures are remembered; those beyond are tried again each time.
+const STUCK_MAX: usize = 10_000;
 /// Rounds of asking for what is missing before a push gives up until the next poll.
 const ROUNDS_MAX: usize = 64;
 /// How long a push waits for one answer.
@@ -37,6 +46,45 @@ pub enum PushError {
     Restless(AccountId),
 }
 
+/// How far the pusher has come through the accounts, and which of them it leaves alone for now.
+struct Walk {
+    begun: Instant,
+    /// The last account looked at.
+    after: Option<AccountId>,
+    /// Changes that stay outstanding so far.
+    left: u64,
+    stuck: HashMap<AccountId, Stuck>,
+}
+
+/// An account whose changes could not be applied: it is not tried again before `until`.
+struct Stuck {
+    until: Instant,
+    wait: Duration,
+}
+
+impl Walk {
+    fn begin() -> Walk {
+        Walk { begun: Instant::now(), after: None, left: 0, stuck: HashMap::new() }
+    }
+
+    fn failed(&mut self, row: Unapplied) {
+        self.left += row.changes;
+        let known = self.stuck.get(&row.account).map(|stuck| stuck.wait);
+        if known.is_none() && self.stuck.len() >= STUCK_MAX {
+            return;
+        }
+        let wait = known.map_or(STUCK_WAIT_MIN, |wait| (wait * 2).min(STUCK_WAIT_MAX));
+        self.stuck.insert(row.account, Stuck { until: Instant::now() + wait, wait });
+    }
+
+    /// Whoever was due when the walk began and did not fail again has nothing outstanding any more.
+    fn begin_again(&mut self) {
+        let begun = self.begun;
+        self.stuck.retain(|_, stuck| stuck.until > begun);
+        *self = Walk { stuck: std::mem::take(&mut self.stuck), ..Walk::begin() };
+    }
+}
+
 /// Applies billing changes. One a process; pushing twice does no harm.
 pub struct Pusher {
     store: SharedStore,
@@ -51,12 +99,11 @@ impl Pusher {
 
     /// Pushes what is outstanding, of all accounts, until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let mut stuck = 0;
+        let mut walk = Walk::begin();
         loop {
             let round = async {
-                match self.push_all(stuck).await {
-                    Ok(still_stuck) => stuck = still_stuck,
-                    Err(error) => tracing::warn!(%error, "billing changes could not be read"),
+                if let Err(error) = self.push_all(&mut walk).await {
+                    tracing::warn!(%error, "billing changes could not be read");
                 }
                 tokio::time::sleep(POLL_INTERVAL).await;
             };
@@ -97,23 +144,35 @@ impl Pusher {
         Err(PushError::Restless(account.clone()))
     }
 
-    /// Answers how many changes stay stuck.
-    async fn push_all(&self, stuck: u32) -> Result<u32, PushError> {
-        let limit = PAGE.saturating_add(stuck).min(PAGE_MAX);
-        let rows = self.store.unapplied_changes(limit).await?;
-        let mut accounts: BTreeMap<AccountId, u32> = BTreeMap::new();
-        for row in rows {
-            *accounts.entry(row.account).or_default() += 1;
-        }
-        let mut still_stuck = 0;
-        for (account, count) in accounts {
-            if let Err(error) = self.push(&account).await {
-                tracing::warn!(%account, %error, "billing changes wait");
-                still_stuck += count;
+    /// One round of the walk over all accounts with outstanding changes.
+    async fn push_all(&self, walk: &mut Walk) -> Result<(), StoreError> {
+        for _ in 0..PAGES_MAX {
+            let page = self.store.unapplied_accounts(walk.after.as_ref(), PAGE).await?;
+            walk.after = page.last().map(|last| last.account.clone());
+            let full = page.len() >= PAGE as usize;
+            let now = Instant::now();
+            let (due, waiting): (Vec<Unapplied>, Vec<Unapplied>) =
+                page.into_iter().partition(|row| walk.stuck.get(&row.account).is_none_or(|stuck| stuck.until <= now));
+            walk.left += waiting.iter().map(|row| row.changes).sum::<u64>();
+            let mut pushes = futures_util::stream::iter(due)
+                .map(|row| async move { (self.push(&row.account).await, row) })
+                .buffer_unordered(PUSHES_MAX);
+            while let Some((pushed, row)) = pushes.next().await {
+                match pushed {
+                    Ok(()) => drop(walk.stuck.remove(&row.account)),
+                    Err(error) => {
+                        tracing::warn!(account = %row.account, changes = row.changes, %error, "billing changes wait");
+                        walk.failed(row);
+                    }
+                }
+            }
+            if !full {
+                self.metrics.pending_changes.set(i64::try_from(walk.left).unwrap_or(i64::MAX));
+                walk.begin_again();
+                break;
             }
         }
-        self.metrics.pending_changes.set(i64::from(still_stuck));
-        Ok(still_stuck)
+        Ok(())
     }
 
     async fn balance(&self, account: &AccountId) -> Result<Balance, PushError> {

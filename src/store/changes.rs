@@ -1,7 +1,7 @@
 //! Whether a billing change may be stored, and what is written with it: decided once for both stores.
 
 use super::common;
-use super::{ChangeRow, NewChange, NewUser, StoreError, StoreResult, UserStatus};
+use super::{ChangeRow, NewChange, NewUser, StoreError, StoreResult, User, UserStatus};
 use crate::credits::Credits;
 use crate::ledger::{Change, GrantId, GrantKind, Micros, Scope};
 
@@ -120,6 +120,15 @@ pub(super) fn repeated(new: &NewChange, known: ChangeRow) -> StoreResult<ChangeR
         return Ok(known);
     }
     Err(conflict("the source key belongs to another account"))
+}
+
+/// The user whose plan may change, as it was found.
+pub(super) fn may_replan(found: Option<User>) -> StoreResult<User> {
+    let user = found.ok_or(StoreError::NotFound("the user"))?;
+    if user.status == UserStatus::Closed {
+        return Err(conflict("the user is closed"));
+    }
+    Ok(user)
 }
 
 /// The first change of a new user.

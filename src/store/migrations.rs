@@ -6,10 +6,15 @@ use super::{StoreError, StoreResult};
 
 type Step = (&'static str, &'static str);
 
-pub(super) const SQLITE: &[Step] = &[("V1__foundation", include_str!("../../migrations/sqlite/V1__foundation.sql"))];
+pub(super) const SQLITE: &[Step] = &[
+    ("V1__foundation", include_str!("../../migrations/sqlite/V1__foundation.sql")),
+    ("V4__retention", include_str!("../../migrations/sqlite/V4__retention.sql")),
+];
 
-pub(super) const POSTGRES: &[Step] =
-    &[("V1__foundation", include_str!("../../migrations/postgres/V1__foundation.sql"))];
+pub(super) const POSTGRES: &[Step] = &[
+    ("V1__foundation", include_str!("../../migrations/postgres/V1__foundation.sql")),
+    ("V4__retention", include_str!("../../migrations/postgres/V4__retention.sql")),
+];
 
 /// Where refinery keeps what was applied.
 pub(super) const HISTORY_TABLE: &str = "refinery_schema_history";

@@ -135,6 +135,14 @@ pub struct ChangeRow {
     pub fresh: bool,
 }
 
+/// An account with billing changes that the ledger may not have applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unapplied {
+    pub account: AccountId,
+    /// How many changes.
+    pub changes: u64,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyKind {
@@ -246,6 +254,9 @@ pub trait Store: Send + Sync + 'static {
     async fn create_user(&self, user: NewUser) -> StoreResult<User>;
     async fn user(&self, id: &AccountId) -> StoreResult<Option<User>>;
     async fn users(&self, page: PageRequest) -> StoreResult<Page<User>>;
+    /// Moves a user to another plan, and tells every replica in the same transaction. Answers the user as it then is;
+    /// a plan that it has already changes nothing. `NotFound` without such a user, `Conflict` for a closed one.
+    async fn set_plan(&self, id: &AccountId, plan: &str, actor: &str) -> StoreResult<User>;
 
     // Keys
     async fn create_key(&self, key: KeyRow) -> StoreResult<()>;
@@ -265,8 +276,9 @@ pub trait Store: Send + Sync + 'static {
     /// [`Credits::INPUT_LIMIT`], for a closed user, or for more than a grant's amount revoked; `NotFound` for its user
     /// or the grant it names.
     async fn add_change(&self, change: NewChange) -> StoreResult<ChangeRow>;
-    /// Changes whose event has not been flushed, oldest first, at most `limit`: what the pusher still has to push.
-    async fn unapplied_changes(&self, limit: u32) -> StoreResult<Vec<ChangeRow>>;
+    /// Accounts with changes whose event has not been flushed, in their order after `after`, at most `limit`: what the
+    /// pusher still has to push.
+    async fn unapplied_accounts(&self, after: Option<&AccountId>, limit: u32) -> StoreResult<Vec<Unapplied>>;
     /// Changes of an account after `number`, in order, at most 500.
     async fn changes_after(&self, account: &AccountId, number: u64) -> StoreResult<Vec<ChangeRow>>;
     /// The account as of its last flushed event: grants of changes applied by then, with something remaining.

@@ -13,7 +13,7 @@ use faregate::ledger::{
 };
 use faregate::store::{
     self, Cursor, FlushBatch, Flushed, Idempotent, IdentityChange, KeyKind, KeyRow, NewChange, NewUser, PageRequest,
-    SharedStore, StoreError, UserStatus,
+    SharedStore, StoreError, Unapplied, UserStatus,
 };
 use faregate::usage::Usage;
 use uuid::Uuid;
@@ -174,6 +174,7 @@ suite!(
     usage_keeps_every_field,
     a_revoked_key_is_told_to_every_replica,
     a_frozen_user_is_told_to_every_replica,
+    a_new_plan_is_told_to_every_replica,
     keys_belong_to_users,
     an_idempotency_key_answers_once,
     records_and_sessions_are_kept,
@@ -198,6 +199,10 @@ fn credits(micro: i64) -> Credits {
 
 fn new_user(name: &str, signup: u32) -> NewUser {
     NewUser { id: id(name), email: None, plan: "free".into(), signup_credits: Credits::whole(signup) }
+}
+
+fn unapplied(account: &str, changes: u64) -> Unapplied {
+    Unapplied { account: id(account), changes }
 }
 
 fn change(account: &str, change: Change, source_key: &str) -> NewChange {
@@ -292,8 +297,7 @@ async fn a_new_user_has_its_signup_credits(under: Under) {
     );
     let state = store.load_account(&id("u")).await.unwrap().unwrap();
     assert_eq!((state.change, state.seq, state.grants.len()), (0, 0, 0));
-    let waiting = store.unapplied_changes(10).await.unwrap();
-    assert_eq!((waiting.len(), waiting[0].number), (1, 1));
+    assert_eq!(store.unapplied_accounts(None, 10).await.unwrap(), [unapplied("u", 1)]);
     assert_eq!(store.load_account(&id("nobody")).await.unwrap(), None);
     assert_eq!(store.create_user(new_user("poor", 0)).await.unwrap().id, id("poor"));
     assert_eq!(store.grants(&id("poor")).await.unwrap(), []);
@@ -401,12 +405,11 @@ async fn changes_are_numbered_without_gaps(under: Under) {
         ["a", "b"].iter().flat_map(|name| (1..=25).map(|number| (id(name), number))).collect();
     assert_eq!(numbers, expected);
     assert_eq!(under.store.changes_after(&id("a"), 20).await.unwrap().len(), 5);
-    let waiting = under.store.unapplied_changes(30).await.unwrap();
-    assert_eq!(waiting.len(), 30);
-    for name in ["a", "b"] {
-        let theirs: Vec<u64> = waiting.iter().filter(|row| row.account == id(name)).map(|row| row.number).collect();
-        assert!(theirs.is_sorted(), "{theirs:?}");
-    }
+    let store = &under.store;
+    assert_eq!(store.unapplied_accounts(None, 9).await.unwrap(), [unapplied("a", 25), unapplied("b", 25)]);
+    assert_eq!(store.unapplied_accounts(None, 1).await.unwrap(), [unapplied("a", 25)]);
+    assert_eq!(store.unapplied_accounts(Some(&id("a")), 9).await.unwrap(), [unapplied("b", 25)]);
+    assert_eq!(store.unapplied_accounts(Some(&id("b")), 9).await.unwrap(), []);
 }
 
 /// failures 30, 31 (opencode#28402, vm0#10668): the guard is in the transaction, so concurrent deliveries grant once.
@@ -439,10 +442,10 @@ async fn a_load_shows_what_is_flushed(under: Under) {
     under.store.flush(batch(1, vec![applied("u", 2, 2)])).await.unwrap();
     let state = under.store.load_account(&id("u")).await.unwrap().unwrap();
     assert_eq!((state.seq, state.change, state.frozen, state.grants.len()), (2, 2, false, 2));
-    assert_eq!(under.store.unapplied_changes(10).await.unwrap().iter().map(|row| row.number).collect::<Vec<_>>(), [3]);
+    assert_eq!(under.store.unapplied_accounts(None, 10).await.unwrap(), [unapplied("u", 1)]);
     under.store.flush(batch(2, vec![applied("u", 3, 3)])).await.unwrap();
     assert!(under.store.load_account(&id("u")).await.unwrap().unwrap().frozen);
-    assert!(under.store.unapplied_changes(10).await.unwrap().is_empty());
+    assert_eq!(under.store.unapplied_accounts(None, 10).await.unwrap(), []);
     // A grant with nothing left is not loaded.
     under.store.flush(batch(3, vec![settled("u", 4, 2, 7)])).await.unwrap();
     assert_eq!(under.store.load_account(&id("u")).await.unwrap().unwrap().grants.len(), 1);
@@ -638,6 +641,26 @@ async fn a_frozen_user_is_told_to_every_replica(under: Under) {
     under.store.add_change(change("u", Change::Unfreeze { scope: Scope::Account }, "")).await.unwrap();
     assert_eq!(under.store.user(&id("u")).await.unwrap().unwrap().status, UserStatus::Active);
     assert_eq!(under.store.identity_changes(next).await.unwrap().1.len(), 1);
+}
+
+/// What a plan allows is kept by every replica: a new plan is told to them all.
+async fn a_new_plan_is_told_to_every_replica(under: Under) {
+    let store = &under.store;
+    store.create_user(new_user("u", 0)).await.unwrap();
+    let (since, _) = store.identity_changes(0).await.unwrap();
+    let moved = store.set_plan(&id("u"), "pro", "stripe").await.unwrap();
+    assert_eq!((moved.plan.as_str(), store.user(&id("u")).await.unwrap()), ("pro", Some(moved.clone())));
+    let (next, told) = store.identity_changes(since).await.unwrap();
+    assert_eq!(told, [IdentityChange::User { id: id("u") }]);
+    // The same plan again is no change.
+    assert_eq!(store.set_plan(&id("u"), "pro", "stripe").await.unwrap(), moved);
+    assert_eq!(store.identity_changes(next).await.unwrap().1, []);
+    assert_eq!(under.sql("SELECT actor, detail FROM audit_log WHERE action = 'user.plan'"), ["stripe|pro"]);
+    let nobody = store.set_plan(&id("nobody"), "pro", "stripe").await;
+    assert!(matches!(nobody, Err(StoreError::NotFound(_))), "{nobody:?}");
+    under.sql("UPDATE users SET status = 'closed'");
+    let closed = store.set_plan(&id("u"), "free", "stripe").await;
+    assert!(matches!(closed, Err(StoreError::Conflict(_))), "{closed:?}");
 }
 
 async fn keys_belong_to_users(under: Under) {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::super::changes::{self, Facts, Plan};
 use super::super::common::{self, LIST_MAX, int, uint};
 use super::super::{
-    ChangeRow, GrantRow, NewChange, NewUser, Page, PageRequest, StoreError, StoreResult, User, UserStatus,
+    ChangeRow, GrantRow, NewChange, NewUser, Page, PageRequest, StoreError, StoreResult, Unapplied, User, UserStatus,
 };
 use super::{execute, failed, identity, micros, query, query_opt, time};
 use crate::credits::Credits;
@@ -56,6 +56,21 @@ fn read_user(row: &Row) -> StoreResult<User> {
         status: common::status(row.get(3))?,
         created_at: micros(row.get(4)),
     })
+}
+
+pub(super) async fn set_plan(client: &mut Client, id: &AccountId, plan: &str, actor: &str) -> StoreResult<User> {
+    let tx = client.transaction().await.map_err(failed)?;
+    let select = format!("SELECT {USER_COLUMNS} FROM users WHERE id = $1 FOR NO KEY UPDATE");
+    let found = query_opt(&tx, &select, &[&id.as_str()]).await?.as_ref().map(read_user).transpose()?;
+    let user = changes::may_replan(found)?;
+    if user.plan == plan {
+        return Ok(user);
+    }
+    execute(&tx, "UPDATE users SET plan = $2 WHERE id = $1", &[&id.as_str(), &plan]).await?;
+    identity::audit(&tx, actor, "user.plan", Some(id), plan).await?;
+    identity::tell(&tx, None, Some(id)).await?;
+    tx.commit().await.map_err(failed)?;
+    Ok(User { plan: plan.to_owned(), ..user })
 }
 
 pub(super) async fn add_change(client: &mut Client, new: NewChange) -> StoreResult<ChangeRow> {
@@ -141,9 +156,16 @@ async fn by_source_key(tx: &Transaction<'_>, source_key: &str) -> StoreResult<Op
     query_opt(tx, &select, &[&source_key]).await?.as_ref().map(read_change).transpose()
 }
 
-pub(super) async fn unapplied_changes(client: &Client, limit: u32) -> StoreResult<Vec<ChangeRow>> {
-    let select = format!("SELECT {CHANGE_COLUMNS} FROM credit_changes WHERE NOT applied ORDER BY id LIMIT $1");
-    query(client, &select, &[&i64::from(limit)]).await?.iter().map(read_change).collect()
+pub(super) async fn unapplied_accounts(
+    client: &Client,
+    after: Option<&AccountId>,
+    limit: u32,
+) -> StoreResult<Vec<Unapplied>> {
+    let select = "SELECT user_id, count(*) FROM credit_changes WHERE NOT applied AND user_id > $1
+        GROUP BY user_id ORDER BY user_id LIMIT $2";
+    let rows = query(client, select, &[&after.map_or("", AccountId::as_str), &i64::from(limit)]).await?;
+    let read = |row: &Row| Ok(Unapplied { account: common::account(row.get(0))?, changes: uint(row.get(1)) });
+    rows.iter().map(read).collect()
 }
 
 pub(super) async fn changes_after(client: &Client, account: &AccountId, number: u64) -> StoreResult<Vec<ChangeRow>> {

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::migrations;
 use super::{
     ChangeRow, Cursor, FlushBatch, Flushed, GrantRow, Idempotent, IdentityChange, KeyRow, NewChange, NewUser, Page,
-    PageRequest, Store, StoreError, StoreResult, UsageRow, User,
+    PageRequest, Store, StoreError, StoreResult, Unapplied, UsageRow, User,
 };
 use crate::config;
 use crate::ledger::{AccountId, AccountState, Micros};
@@ -174,6 +174,10 @@ impl Store for PostgresStore {
         within!(self, |client| accounts::users(client, &page))
     }
 
+    async fn set_plan(&self, id: &AccountId, plan: &str, actor: &str) -> StoreResult<User> {
+        within!(self, |client| accounts::set_plan(client, id, plan, actor))
+    }
+
     async fn create_key(&self, key: KeyRow) -> StoreResult<()> {
         within!(self, |client| identity::create_key(client, &key))
     }
@@ -198,8 +202,8 @@ impl Store for PostgresStore {
         within!(self, |client| accounts::add_change(client, change))
     }
 
-    async fn unapplied_changes(&self, limit: u32) -> StoreResult<Vec<ChangeRow>> {
-        within!(self, |client| accounts::unapplied_changes(client, limit))
+    async fn unapplied_accounts(&self, after: Option<&AccountId>, limit: u32) -> StoreResult<Vec<Unapplied>> {
+        within!(self, |client| accounts::unapplied_accounts(client, after, limit))
     }
 
     async fn changes_after(&self, account: &AccountId, number: u64) -> StoreResult<Vec<ChangeRow>> {

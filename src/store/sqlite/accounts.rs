@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::super::changes::{self, Facts, Plan};
 use super::super::common::{self, LIST_MAX, int, uint};
 use super::super::{
-    ChangeRow, GrantRow, NewChange, NewUser, Page, PageRequest, StoreError, StoreResult, User, UserStatus,
+    ChangeRow, GrantRow, NewChange, NewUser, Page, PageRequest, StoreError, StoreResult, Unapplied, User, UserStatus,
 };
 use super::{failed, identity};
 use crate::credits::Credits;
@@ -50,6 +50,17 @@ fn read_user(row: &Row<'_>) -> rusqlite::Result<StoreResult<User>> {
     let (email, plan, created_at): (_, _, i64) = (row.get(1)?, row.get(2)?, row.get(4)?);
     Ok(common::account(&id)
         .and_then(|id| Ok(User { id, email, plan, status: common::status(&status)?, created_at: uint(created_at) })))
+}
+
+pub(super) fn set_plan(tx: &Transaction<'_>, id: &AccountId, plan: &str, actor: &str) -> StoreResult<User> {
+    let user = changes::may_replan(user(tx, id)?)?;
+    if user.plan == plan {
+        return Ok(user);
+    }
+    tx.execute("UPDATE users SET plan = ?2 WHERE id = ?1", [id.as_str(), plan]).map_err(failed)?;
+    identity::audit(tx, actor, "user.plan", Some(id), plan)?;
+    identity::tell_user(tx, id)?;
+    Ok(User { plan: plan.to_owned(), ..user })
 }
 
 pub(super) fn add_change(tx: &Transaction<'_>, new: NewChange) -> StoreResult<ChangeRow> {
@@ -126,11 +137,21 @@ fn by_source_key(tx: &Transaction<'_>, source_key: &str) -> StoreResult<Option<C
     tx.query_row(&select, [source_key], read_change).optional().map_err(failed)?.transpose()
 }
 
-pub(super) fn unapplied_changes(tx: &Transaction<'_>, limit: u32) -> StoreResult<Vec<ChangeRow>> {
-    let select = format!("SELECT {CHANGE_COLUMNS} FROM credit_changes WHERE applied = 0 ORDER BY id LIMIT ?1");
-    let mut statement = tx.prepare_cached(&select).map_err(failed)?;
-    let rows = statement.query_map([limit], read_change).map_err(failed)?;
-    rows.map(|row| row.map_err(failed)?).collect()
+pub(super) fn unapplied_accounts(
+    tx: &Transaction<'_>,
+    after: Option<&AccountId>,
+    limit: u32,
+) -> StoreResult<Vec<Unapplied>> {
+    let select = "SELECT user_id, count(*) FROM credit_changes WHERE applied = 0 AND user_id > ?1
+        GROUP BY user_id ORDER BY user_id LIMIT ?2";
+    let mut statement = tx.prepare_cached(select).map_err(failed)?;
+    let read = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?));
+    let rows = statement.query_map(params![after.map_or("", AccountId::as_str), limit], read).map_err(failed)?;
+    rows.map(|row| {
+        let (account, changes) = row.map_err(failed)?;
+        Ok(Unapplied { account: common::account(&account)?, changes: uint(changes) })
+    })
+    .collect()
 }
 
 pub(super) fn changes_after(tx: &Transaction<'_>, account: &AccountId, number: u64) -> StoreResult<Vec<ChangeRow>> {

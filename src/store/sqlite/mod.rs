@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::migrations;
 use super::{
     ChangeRow, Cursor, FlushBatch, Flushed, GrantRow, Idempotent, IdentityChange, KeyRow, NewChange, NewUser, Page,
-    PageRequest, Store, StoreError, StoreResult, UsageRow, User,
+    PageRequest, Store, StoreError, StoreResult, Unapplied, UsageRow, User,
 };
 use crate::ledger::{AccountId, AccountState};
 use threads::Threads;
@@ -109,6 +109,11 @@ impl Store for SqliteStore {
         self.threads.read(move |tx| accounts::users(tx, &page)).await
     }
 
+    async fn set_plan(&self, id: &AccountId, plan: &str, actor: &str) -> StoreResult<User> {
+        let (id, plan, actor) = (id.clone(), plan.to_owned(), actor.to_owned());
+        self.threads.write(move |tx| accounts::set_plan(tx, &id, &plan, &actor)).await
+    }
+
     async fn create_key(&self, key: KeyRow) -> StoreResult<()> {
         self.threads.write(move |tx| identity::create_key(tx, &key)).await
     }
@@ -136,8 +141,9 @@ impl Store for SqliteStore {
         self.threads.write(move |tx| accounts::add_change(tx, change)).await
     }
 
-    async fn unapplied_changes(&self, limit: u32) -> StoreResult<Vec<ChangeRow>> {
-        self.threads.read(move |tx| accounts::unapplied_changes(tx, limit)).await
+    async fn unapplied_accounts(&self, after: Option<&AccountId>, limit: u32) -> StoreResult<Vec<Unapplied>> {
+        let after = after.cloned();
+        self.threads.read(move |tx| accounts::unapplied_accounts(tx, after.as_ref(), limit)).await
     }
 
     async fn changes_after(&self, account: &AccountId, number: u64) -> StoreResult<Vec<ChangeRow>> {

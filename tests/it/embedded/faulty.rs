@@ -1,5 +1,6 @@
 //! A real store that a test can stop, or make lie about a commit.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use faregate::ledger::{AccountId, AccountState};
@@ -21,6 +22,8 @@ pub(crate) struct Faulty {
     /// So many loads fail.
     pub(crate) failing_loads: AtomicUsize,
     pub(crate) loads: AtomicU64,
+    /// Loads of accounts whose names begin so fail.
+    unloadable: Mutex<Option<String>>,
 }
 
 impl Faulty {
@@ -33,6 +36,7 @@ impl Faulty {
             most: AtomicUsize::new(usize::MAX),
             failing_loads: AtomicUsize::new(0),
             loads: AtomicU64::new(0),
+            unloadable: Mutex::new(None),
         }
     }
 
@@ -42,6 +46,10 @@ impl Faulty {
 
     pub(crate) fn go_on(&self) {
         self.open.add_permits(Semaphore::MAX_PERMITS - self.open.available_permits());
+    }
+
+    pub(crate) fn failing_loads_of(&self, prefix: &str) {
+        *self.unloadable.lock().unwrap() = Some(prefix.to_owned());
     }
 
     pub(crate) fn lie(&self, times: usize) {
@@ -76,7 +84,9 @@ impl Store for Faulty {
 
     async fn load_account(&self, account: &AccountId) -> StoreResult<Option<AccountState>> {
         self.loads.fetch_add(1, Ordering::SeqCst);
-        if take(&self.failing_loads) {
+        let unloadable =
+            self.unloadable.lock().unwrap().as_ref().is_some_and(|prefix| account.as_str().starts_with(prefix));
+        if unloadable || take(&self.failing_loads) {
             return Err(StoreError::Unavailable("too many connections".into()));
         }
         self.inner.load_account(account).await
@@ -114,6 +124,10 @@ impl Store for Faulty {
         self.inner.users(page).await
     }
 
+    async fn set_plan(&self, id: &AccountId, plan: &str, actor: &str) -> StoreResult<User> {
+        self.inner.set_plan(id, plan, actor).await
+    }
+
     async fn create_key(&self, key: KeyRow) -> StoreResult<()> {
         self.inner.create_key(key).await
     }
@@ -138,8 +152,8 @@ impl Store for Faulty {
         self.inner.add_change(change).await
     }
 
-    async fn unapplied_changes(&self, limit: u32) -> StoreResult<Vec<ChangeRow>> {
-        self.inner.unapplied_changes(limit).await
+    async fn unapplied_accounts(&self, after: Option<&AccountId>, limit: u32) -> StoreResult<Vec<Unapplied>> {
+        self.inner.unapplied_accounts(after, limit).await
     }
 
     async fn changes_after(&self, account: &AccountId, number: u64) -> StoreResult<Vec<ChangeRow>> {

@@ -303,6 +303,41 @@ async fn a_full_backlog_refuses_new_work_and_lifts() {
     world.end().await;
 }
 
+/// However many accounts cannot be applied, the others get their changes at once, and those once they can.
+#[tokio::test(flavor = "multi_thread")]
+async fn accounts_that_cannot_be_applied_keep_nobody_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::begin(&dir, config::Ledger::default()).await;
+    let new = |name: String| NewUser {
+        id: AccountId::parse(&name).unwrap(),
+        email: None,
+        plan: "free".into(),
+        signup_credits: Credits::whole(5),
+    };
+    // More than one page of them, and all before the other one.
+    let stuck: Vec<NewUser> = (0..510).map(|number| new(format!("a{number}"))).collect();
+    for user in &stuck {
+        world.store.create_user(user.clone()).await.unwrap();
+    }
+    let well = world.store.create_user(new("z".into())).await.unwrap().id;
+    world.store.failing_loads_of("a");
+    world.tasks.spawn(world.pusher.clone().run(world.stop.clone()));
+    let applied = async |account: &AccountId| {
+        world.store.load_account(account).await.is_ok_and(|state| state.unwrap().change == 1)
+    };
+    eventually(SOON, "the account behind them has its credits", async || applied(&well).await.then_some(())).await;
+    eventually(SOON, "the stuck are counted", async || (world.metrics.pending_changes.get() == 510).then_some(()))
+        .await;
+    world.store.failing_loads_of("-");
+    let recovers = Duration::from_secs(30);
+    eventually(recovers, "nothing is outstanding", async || {
+        let left = world.store.unapplied_accounts(None, 1).await.unwrap();
+        (left.is_empty() && world.metrics.pending_changes.get() == 0).then_some(())
+    })
+    .await;
+    world.end().await;
+}
+
 /// failures 7 (litellm#33923): with the store gone for longer than the limit nothing new is let through.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_store_refuses_new_work() {
@@ -360,7 +395,7 @@ async fn changes_are_applied_in_order_and_after_a_restart() {
     })
     .await;
     eventually(SOON, "all changes acknowledged", async || {
-        world.store.unapplied_changes(10).await.unwrap().is_empty().then_some(())
+        world.store.unapplied_accounts(None, 10).await.unwrap().is_empty().then_some(())
     })
     .await;
     // Pushing what was pushed does nothing.
