@@ -2,7 +2,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test torture test-clients bench bench-setup bench-footprint bench-micro fmt lint licences
+.PHONY: help run build test torture test-clients fuzz bench bench-setup bench-footprint bench-micro fmt lint licences
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ torture: ## The property tests of the ledger a million times over, and the fault
 
 test-clients: ## The official OpenAI and Anthropic clients, Python and Node, against the gateway
 	scripts/test-clients.sh
+
+fuzz: ## Each fuzz target for a minute: the SSE meter, the request estimator, the header code
+	scripts/fuzz.sh
 
 bench-setup: ## What `make bench` needs from Debian
 	scripts/install.sh nginx=nginx-light wrk=wrk curl=curl redis-server=redis-server pgrep=procps "/usr/lib/postgresql/*/bin/initdb=postgresql" \

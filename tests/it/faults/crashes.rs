@@ -156,3 +156,42 @@ async fn a_drained_gateway_settles_everything() {
     assert!(seen.paid.iter().all(|id| books.has(id)), "every answer that was seen is charged");
     assert_eq!(books.usage.len(), seen.paid.len(), "and nothing else: whatever was accepted was finished");
 }
+
+/// SIGTERM with a stream that outlasts the drain: at the deadline it is cut, and what was delivered is charged.
+async fn drain_deadline(kind: Kind) {
+    let prices = TOKEN_PRICES.replace("max_output_tokens = 10", "max_output_tokens = 20000");
+    let options = Options::new().config(&prices).set("server.drain_timeout_ms", 500);
+    let mut scene = Scene::with(kind, options);
+    let key = scene.gate.user("ann", "5000").await;
+    let mut body = ask(true, "");
+    body["model"] = "sim-1@tokens=10000,chunk-ms=20".into();
+    body["max_tokens"] = 10_000.into();
+    let url = scene.gate.url("/v1/chat/completions");
+    let mut stream = scene.gate.http.stream(&url, &key, &body).await;
+    assert_eq!(stream.status, 200);
+    let mut received = 0;
+    while received < 20 {
+        let chunk = stream.chunk().await.unwrap().unwrap();
+        received += chunk.windows(5).filter(|window| window == b"data:").count();
+    }
+    scene.gate.signal("TERM");
+    let (_, proper) = tokio::time::timeout(Duration::from_secs(10), stream.rest()).await.expect("the stream ends");
+    assert!(!proper, "a broken answer does not look like a whole one");
+    let status = scene.gate.wait(Duration::from_secs(10));
+    assert!(status.success(), "{status:?}: {}", scene.gate.output());
+    scene.gate.restart();
+    let books = healed(&scene.gate, "ann").await;
+    assert_eq!(books.usage.len(), 1, "{books:?}");
+    assert!(books.charged >= 1_900_000, "what was delivered before the end is paid: {books:?}");
+    assert!(books.charged < 1_000_000_000 && books.debt == 0, "and no more than that: {books:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_outlasts_the_drain_pays_what_it_got_embedded() {
+    drain_deadline(Kind::Embedded).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_outlasts_the_drain_pays_what_it_got_redis() {
+    drain_deadline(Kind::Redis).await;
+}
