@@ -301,9 +301,10 @@ local function can_park(account, op)
 end
 
 local function balance(account)
-  local grants = account[GRANTS]
+  local grants, clawed = account[GRANTS], 0
+  for i = 1, #grants do clawed = clawed + grants[i][G_CLAW] end
   local answer = {BALANCE, available(account), held(account), account[DEBT], account[FROZEN], account[SEQ],
-    account[CHANGE], in_flight(account)}
+    account[CHANGE], in_flight(account), clawed}
   for i = 1, #grants do
     local grant = grants[i]
     local at = #answer

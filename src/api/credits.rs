@@ -234,6 +234,7 @@ mod tests {
         Balance {
             available: available.parse().unwrap(),
             held: Credits::ZERO,
+            clawed: Credits::ZERO,
             debt: Credits::ZERO,
             frozen: false,
             seq: 1,

@@ -423,6 +423,9 @@ pub struct Balance {
     /// What could be reserved now.
     pub available: Credits,
     pub held: Credits,
+    /// How much of what is held a revocation has written off already. What remains and what is held, less this and the
+    /// debt, is what the store knows at the same `seq`.
+    pub clawed: Credits,
     pub debt: Credits,
     pub frozen: bool,
     pub seq: u64,

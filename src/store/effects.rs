@@ -23,7 +23,9 @@ pub(super) enum Reason {
     Misfit,
     UnreadableUsage,
     DuplicateRequest,
-    /// The store refused the rows.
+    /// The store refused what the event changes: nothing of it was applied.
+    RefusedEffect,
+    /// The store refused the usage row; what the event changes was applied.
     Refused,
 }
 
@@ -38,6 +40,7 @@ impl Reason {
             Reason::Misfit => "misfit",
             Reason::UnreadableUsage => "unreadable_usage",
             Reason::DuplicateRequest => "duplicate_request",
+            Reason::RefusedEffect => "refused_effect",
             Reason::Refused => "refused",
         }
     }

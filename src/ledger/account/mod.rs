@@ -210,6 +210,7 @@ impl Account {
         Balance {
             available: micro(self.available(now)),
             held: micro(self.held()),
+            clawed: micro(self.grants.iter().map(|grant| grant.claw).sum()),
             debt: micro(self.debt),
             frozen: self.frozen,
             seq: self.seq,

@@ -103,7 +103,7 @@ impl Flush {
                 Err(StoreError::Conflict(reason)) => {
                     savepoint.rollback().await.map_err(failed)?;
                     self.letters.truncate(letters);
-                    self.letters.push(Letter::new(event, Reason::Refused, reason));
+                    self.letters.push(Letter::new(event, Reason::RefusedEffect, reason));
                     continue;
                 }
                 Err(error) => return Err(error),

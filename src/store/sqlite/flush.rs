@@ -92,13 +92,13 @@ impl Flush<'_> {
         for event in events {
             let mut wanted = Vec::new();
             let refused = self.guarded(|flush| flush.effects(&[event], &mut wanted))?;
-            let refused = match refused {
-                None if wanted.is_empty() => None,
-                None => self.guarded(|flush| flush.usage(event))?,
-                refused => refused,
+            let (why, refused) = match refused {
+                None if wanted.is_empty() => continue,
+                None => (Reason::Refused, self.guarded(|flush| flush.usage(event))?),
+                refused => (Reason::RefusedEffect, refused),
             };
             if let Some(reason) = refused {
-                self.letters.push(Letter::new(event, Reason::Refused, reason));
+                self.letters.push(Letter::new(event, why, reason));
             }
         }
         Ok(())

@@ -114,9 +114,10 @@ fn balance(reader: &mut Reader<'_>, len: usize) -> Result<Answer, Malformed> {
         seq: reader.uint()?,
         change: reader.uint()?,
         in_flight: reader.uint()?,
+        clawed: credits(reader)?,
         grants: Vec::new(),
     };
-    for _ in 0..len.saturating_sub(8) / 5 {
+    for _ in 0..len.saturating_sub(9) / 5 {
         balance.grants.push(GrantState {
             id: GrantId(reader.uint()?),
             kind: grant_kind(reader.int()?)?,
