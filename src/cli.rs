@@ -1,6 +1,7 @@
 //! The command line: what is asked, and who answers it.
 
 mod admin;
+mod audit;
 mod check;
 mod commands;
 mod show;
@@ -27,12 +28,13 @@ Examples:
   faregate key create ann                       an API key of hers, shown once
   faregate grant ann 10 --note 'sorry for the outage'
   faregate usage ann --json
+  faregate audit                                prove the books of every account
 
 Commands about users ask the running gateway through its admin listener, whose address lies in the data directory; when
 none runs they open the store themselves. Every setting, with its default: config/faregate.toml, or `faregate check
 --defaults`.
 
-Exit codes: 0 done; 1 refused, such as an unknown user; 64 wrong settings or arguments; 69 something cannot be reached;
+Exit codes: 0 done; 1 refused, such as an unknown user; 2 an audit found books that differ; 64 wrong settings or arguments; 69 something cannot be reached;
 70 a mistake of ours; 73 the data directory cannot be written; 75 the data directory is in use.";
 
 #[derive(Debug, Parser)]
@@ -75,6 +77,10 @@ enum Command {
         #[arg(value_parser = AccountId::parse)]
         user: AccountId,
     },
+    /// Prove the books of every account, in the store and against the ledger, while the gateway runs
+    ///
+    /// Prints what differs, and then ends with code 2.
+    Audit(audit::AuditArgs),
     /// List what a user used, newest first
     Usage {
         #[arg(value_parser = AccountId::parse)]

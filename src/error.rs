@@ -11,6 +11,8 @@ use crate::config::ConfigError;
 pub enum Exit {
     /// The command was understood and refused: no such user, taken, does not fit.
     Refused = 1,
+    /// An audit found books that differ, or could not prove them.
+    Differs = 2,
     /// Wrong settings or arguments.
     Settings = 64,
     /// The store, the ledger, a listener or the running gateway cannot be reached.

@@ -3,11 +3,12 @@
 //!
 //! Under `/admin/v1`: `users` (POST, GET), `users/{id}` (GET), `users/{id}/grants` (POST, GET), `users/{id}/keys` (POST,
 //! GET; DELETE `…/{key}`), `users/{id}/freeze` (POST, DELETE), `users/{id}/usage` (GET), and for service keys `keys`
-//! (POST, GET; DELETE `…/{key}`, which revokes any key).
+//! (POST, GET; DELETE `…/{key}`, which revokes any key), `audit/books` (GET).
 //!
 //! A change is stored first and then pushed into the ledger; when the answer leaves, it is live. Where the ledger does not
 //! answer in time the change is stored all the same, the answer says `"pending": true`, and it is pushed until it is live.
 
+mod audit;
 mod freeze;
 mod grants;
 mod health;
@@ -31,6 +32,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::frame;
 use crate::api::problem::Problem;
+use crate::bridge::Auditor;
 use crate::config::{Config, Secret};
 use crate::identity::principal::AuthError;
 use crate::identity::{Identity, Onboard};
@@ -48,6 +50,8 @@ pub struct AdminParts {
     pub ledger: SharedLedger,
     /// Makes stored changes live.
     pub pusher: Arc<dyn Onboard>,
+    /// Proves the books.
+    pub auditor: Arc<Auditor>,
     pub identity: Arc<Identity>,
     pub config: Arc<Config>,
     pub metrics: Metrics,
@@ -63,6 +67,7 @@ pub(crate) struct Admin {
     store: SharedStore,
     ledger: SharedLedger,
     pusher: Arc<dyn Onboard>,
+    auditor: Arc<Auditor>,
     identity: Arc<Identity>,
     config: Arc<Config>,
     metrics: Metrics,
@@ -82,6 +87,7 @@ pub fn router(parts: AdminParts) -> Router {
         store: parts.store,
         ledger: parts.ledger,
         pusher: parts.pusher,
+        auditor: parts.auditor,
         identity: parts.identity,
         config: parts.config,
         metrics: parts.metrics,
@@ -99,6 +105,7 @@ pub fn router(parts: AdminParts) -> Router {
         .route("/users/{id}/usage", get(users::usage))
         .route("/keys", post(keys::create_service).get(keys::list_service))
         .route("/keys/{key}", delete(keys::revoke_service))
+        .route("/audit/books", get(audit::books))
         .fallback(frame::not_found)
         .layer(from_fn_with_state(admin.clone(), operator_only));
     Router::new()

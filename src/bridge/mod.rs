@@ -4,12 +4,14 @@
 //! same transaction. [`Pusher`] brings numbered billing changes to the ledger until it has acknowledged each.
 //! [`StoreSource`] is where a ledger finds an account that it does not have.
 
+pub mod audit;
 pub mod flush;
 pub mod push;
 pub mod redis;
 pub mod source;
 
 pub use crate::ledger::log::{Entries, EventLog, LogError};
+pub use audit::{Auditor, RedisShards, Shards};
 pub use push::{PushError, Pusher};
 pub use redis::{RedisEvents, StoreEpochs};
 pub use source::StoreSource;

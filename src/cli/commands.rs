@@ -4,7 +4,7 @@ use http::Method;
 use serde::Serialize;
 
 use super::admin::{self, Admin, Call};
-use super::{Command, GrantArgs, KeyCommand, PageArgs, UserCommand, show};
+use super::{Command, GrantArgs, KeyCommand, PageArgs, UserCommand, audit, show};
 use crate::config::Config;
 use crate::credits::Credits;
 use crate::error::{Exit, Failure};
@@ -29,6 +29,7 @@ pub(super) fn run(config: Config, command: Command, json: bool) -> Result<(), Fa
         match command {
             Command::Health => show::text(&admin::health(&config).await?),
             Command::Migrate => migrate(&config).await,
+            Command::Audit(arguments) => audit::run(config, arguments, json).await,
             Command::Balance { user } => ask(config, get(user_path(&user, "")), json, View::Credits).await,
             other => ask(config, call(other)?, json, View::All).await,
         }
@@ -147,12 +148,12 @@ fn paged(path: String, page: &PageArgs) -> String {
     format!("{path}?limit={}{cursor}", page.limit)
 }
 
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
-fn get(path: String) -> Call {
+pub(super) fn get(path: String) -> Call {
     Call { method: Method::GET, path, body: None }
 }
 

@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::stage::Stage;
 use crate::admin::{self, AdminParts};
 use crate::api::{self, ApiParts};
-use crate::bridge::{self, EventLog, Pusher, RedisEvents, StoreEpochs, StoreSource, flush};
+use crate::bridge::{
+    self, Auditor, EventLog, Pusher, RedisEvents, RedisShards, Shards, StoreEpochs, StoreSource, flush,
+};
 use crate::config::{Config, Secret};
 use crate::error::{Exit, Failure};
 use crate::identity::Identity;
@@ -65,7 +67,7 @@ impl Backend {
         let faces = Stage::new("control plane", &broken);
         let opened =
             Opening { config: &config, store: &store, metrics: &metrics, sessions: &sessions, flusher: &flusher };
-        let ledgers = opened.ledger().await?;
+        let (ledgers, shards) = opened.ledger().await?;
         let ledger = ledgers.connect(&sessions.tasks, sessions.stop.clone());
         let pusher = Pusher::new(store.clone(), ledger.clone(), metrics.clone());
         let identity = Identity::new(store.clone(), &config, metrics.clone(), Some(pusher.clone()));
@@ -83,6 +85,7 @@ impl Backend {
         let routes_ready = Arc::new(AtomicBool::new(false));
         let ready = routes_ready.clone();
         let admin = admin::router(AdminParts {
+            auditor: Auditor::new(store.clone(), ledger.clone(), shards),
             store: store.clone(),
             ledger,
             pusher: pusher.clone(),
@@ -141,7 +144,8 @@ struct Opening<'a> {
 }
 
 impl Opening<'_> {
-    async fn ledger(&self) -> Result<Arc<dyn Connect>, Failure> {
+    /// The ledger, and where its logs stand if they are outside this process.
+    async fn ledger(&self) -> Result<(Arc<dyn Connect>, Option<Arc<dyn Shards>>), Failure> {
         let source: Arc<dyn AccountSource> = Arc::new(StoreSource::new(self.store.clone()));
         if self.config.ledger.url.is_empty() {
             let taken = flush::take_over(self.store).await;
@@ -149,14 +153,15 @@ impl Opening<'_> {
             let ledger = EmbeddedLedger::new(&self.config.ledger, source, self.metrics.clone());
             self.flush(ledger.outbox());
             self.sessions.spawn("sweeper", ledger.clone().run_sweeper(self.sessions.stop.clone()));
-            return Ok(ledger);
+            return Ok((ledger, None));
         }
         let epochs = StoreEpochs::new(self.store.clone());
         let opened = RedisLedger::open(&self.config.ledger, source, epochs, self.metrics.clone()).await;
         let ledger = opened.map_err(|error| Failure::new(Exit::Unavailable, error.to_string()))?;
         self.flush(RedisEvents::new(&ledger));
         self.sessions.spawn("sweeper", ledger.clone().run_sweeper(self.sessions.stop.clone()));
-        Ok(ledger)
+        let shards: Arc<dyn Shards> = Arc::new(RedisShards::new(&ledger));
+        Ok((ledger, Some(shards)))
     }
 
     fn flush(&self, log: impl EventLog) {

@@ -9,11 +9,13 @@ type Step = (&'static str, &'static str);
 pub(super) const SQLITE: &[Step] = &[
     ("V1__foundation", include_str!("../../migrations/sqlite/V1__foundation.sql")),
     ("V4__retention", include_str!("../../migrations/sqlite/V4__retention.sql")),
+    ("V5__books", include_str!("../../migrations/sqlite/V5__books.sql")),
 ];
 
 pub(super) const POSTGRES: &[Step] = &[
     ("V1__foundation", include_str!("../../migrations/postgres/V1__foundation.sql")),
     ("V4__retention", include_str!("../../migrations/postgres/V4__retention.sql")),
+    ("V5__books", include_str!("../../migrations/postgres/V5__books.sql")),
 ];
 
 /// Where refinery keeps what was applied.

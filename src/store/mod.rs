@@ -1,6 +1,7 @@
 //! The store: durable facts. Users, keys, grants, numbered billing changes, usage, and how far the ledger's events
 //! have been written. SQLite and Postgres implement [`Store`] and pass the same suite.
 
+pub mod books;
 mod changes;
 mod common;
 mod effects;
@@ -20,6 +21,7 @@ use crate::credits::Credits;
 pub use crate::ledger::log::Cursor;
 use crate::ledger::{AccountId, AccountState, Change, Event, GrantId, GrantKind, Micros, RecordState};
 use crate::usage::Usage;
+pub use books::Books;
 
 pub type SharedStore = Arc<dyn Store>;
 
@@ -236,7 +238,7 @@ pub enum Idempotent {
 }
 
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: Books + Send + Sync + 'static {
     /// Brings the schema up to date; forward only. Answers how many migrations ran. `Schema` when the store has
     /// migrations that this program does not know.
     async fn migrate(&self) -> StoreResult<usize>;

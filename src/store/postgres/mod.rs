@@ -1,6 +1,7 @@
 //! The store in Postgres 15 or newer: any number of replicas share it.
 
 mod accounts;
+mod books;
 mod connect;
 mod flush;
 mod identity;
@@ -55,6 +56,7 @@ macro_rules! within {
         }
     }};
 }
+use within;
 
 impl PostgresStore {
     /// Connects when first asked something. Call it on the runtime that lives as long as the store.

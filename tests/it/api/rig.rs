@@ -10,7 +10,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use faregate::admin::{self, AdminParts};
 use faregate::api::{self, ApiParts};
-use faregate::bridge::{self, EventLog, Pusher, RedisEvents, StoreEpochs, StoreSource};
+use faregate::bridge::{self, Auditor, EventLog, Pusher, RedisEvents, StoreEpochs, StoreSource};
 use faregate::config::{Config, Plan, Secret};
 use faregate::identity::Identity;
 use faregate::ledger::embedded::EmbeddedLedger;
@@ -156,6 +156,7 @@ impl Ground {
             tasks: self.tasks.clone(),
         });
         let admin = admin::router(AdminParts {
+            auditor: Auditor::new(store.clone(), ledger.clone(), None),
             store: store.clone(),
             ledger: ledger.clone(),
             pusher,

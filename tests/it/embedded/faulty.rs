@@ -66,6 +66,21 @@ fn take(counter: &AtomicUsize) -> bool {
 }
 
 #[async_trait::async_trait]
+impl Books for Faulty {
+    async fn books(&self, after: Option<&AccountId>, limit: u32) -> StoreResult<Vec<books::AccountBooks>> {
+        self.inner.books(after, limit).await
+    }
+
+    async fn books_of(&self, account: &AccountId) -> StoreResult<Option<books::AccountBooks>> {
+        self.inner.books_of(account).await
+    }
+
+    async fn charged(&self, spans: Vec<books::UsageSpan>, limit: u32) -> StoreResult<Vec<books::SpanCharged>> {
+        self.inner.charged(spans, limit).await
+    }
+}
+
+#[async_trait::async_trait]
 impl Store for Faulty {
     async fn flush(&self, batch: FlushBatch) -> StoreResult<Flushed> {
         let _permit = self.open.acquire().await.expect("never closed");

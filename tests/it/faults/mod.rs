@@ -1,6 +1,7 @@
 //! Whatever dies, whatever is slow: who saw the end of an answer has paid for it, once; grants = balance + held +
 //! settled; and within fifteen seconds nothing is held. On both ledgers, against the real binary.
 
+mod books;
 mod crashes;
 mod ledger_out;
 mod load;

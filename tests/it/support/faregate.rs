@@ -158,6 +158,12 @@ impl Faregate {
         (text(&output.stdout), text(&output.stderr), output.status.success())
     }
 
+    /// What `faregate audit` says of all accounts; an error where books differ or could not be compared.
+    pub fn audit(&self) -> Result<String, String> {
+        let (out, err, clean) = self.command(&["audit"]);
+        if clean { Ok(out) } else { Err(format!("{out}{err}")) }
+    }
+
     pub async fn admin(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
         let url = format!("http://{}{path}", self.admin);
         self.http.call(request(method, &url, ADMIN_TOKEN, body.as_ref())).await

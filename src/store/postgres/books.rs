@@ -1,0 +1,120 @@
+//! The books of accounts, for the audit.
+
+use async_trait::async_trait;
+use deadpool_postgres::{Client, Object};
+use tokio_postgres::Row;
+
+use super::super::books::{AccountBooks, BookRows, Books, SpanCharged, UsageSpan};
+use super::super::common::{self, int, uint};
+use super::super::{StoreError, StoreResult};
+use super::{PostgresStore, Values, query, within};
+use crate::ledger::AccountId;
+
+/// A payload that is not a grant's, or has no amount, counts as nothing: then the sums differ, and the audit says so.
+const BOOKS: &str = r#"SELECT c.user_id, c.seq, c.balance, c.debt, c.granted, c.charged, c.written_off, c.frozen,
+        c.applied_change, c.last_change, g.remaining, g.taken_early, g.amounts,
+        h.amounts, h.amounts_applied, h.changes, h.newest, h.applied, h.newest_applied,
+        coalesce((SELECT charged FROM usage_pruned WHERE user_id = c.user_id), 0)
+    FROM (SELECT * FROM credits WHERE FILTER ORDER BY user_id LIMIT $2) AS c
+    CROSS JOIN LATERAL (SELECT
+            coalesce(sum(remaining) FILTER (WHERE id <= c.applied_change), 0)::bigint AS remaining,
+            coalesce(sum(amount - remaining) FILTER (WHERE id > c.applied_change), 0)::bigint AS taken_early,
+            coalesce(sum(amount) FILTER (WHERE EXISTS (SELECT 1 FROM credit_changes AS made
+                WHERE made.user_id = c.user_id AND made.number = grants.id AND made.payload LIKE '{"type":"grant",%')),
+                0)::bigint AS amounts
+        FROM credit_grants AS grants WHERE grants.user_id = c.user_id) AS g
+    CROSS JOIN LATERAL (SELECT
+            coalesce(sum(amount), 0)::bigint AS amounts,
+            coalesce(sum(amount) FILTER (WHERE number <= c.applied_change), 0)::bigint AS amounts_applied,
+            count(*) AS changes, coalesce(max(number), 0) AS newest,
+            count(*) FILTER (WHERE applied) AS applied,
+            coalesce(max(number) FILTER (WHERE applied), 0) AS newest_applied
+        FROM (SELECT number, applied, CASE WHEN payload LIKE '{"type":"grant",%'
+                THEN substring(payload FROM '"amount_micro":(-?[0-9]{1,18})')::bigint END AS amount
+            FROM credit_changes WHERE user_id = c.user_id) AS numbered) AS h
+    ORDER BY c.user_id"#;
+
+async fn books(client: &Client, filter: &str, account: &str, limit: u32) -> StoreResult<Vec<AccountBooks>> {
+    let select = BOOKS.replace("FILTER ORDER", &format!("{filter} ORDER"));
+    query(client, &select, &[&account, &i64::from(limit)]).await?.iter().map(read).collect()
+}
+
+fn read(row: &Row) -> StoreResult<AccountBooks> {
+    let number = |column: usize| uint(row.get(column));
+    Ok(AccountBooks {
+        account: common::account(row.get(0))?,
+        seq: number(1),
+        balance: row.get(2),
+        debt: row.get(3),
+        granted: row.get(4),
+        charged: row.get(5),
+        written_off: row.get(6),
+        frozen: row.get(7),
+        applied_change: number(8),
+        last_change: number(9),
+        rows: BookRows {
+            remaining: row.get(10),
+            taken_early: row.get(11),
+            grant_amounts: row.get(12),
+            change_amounts: row.get(13),
+            change_amounts_applied: row.get(14),
+            changes: number(15),
+            newest_change: number(16),
+            applied: number(17),
+            newest_applied: number(18),
+            pruned: row.get(19),
+        },
+    })
+}
+
+/// By spans, in their order. The rows of a span do not change any more once its account has been flushed that far.
+async fn charged(client: &Client, spans: &[UsageSpan], limit: u32) -> StoreResult<Vec<SpanCharged>> {
+    let ids: Vec<&str> = spans.iter().map(|span| span.account.as_str()).collect();
+    let after: Vec<i64> = spans.iter().map(|span| int(span.after)).collect();
+    let upto: Vec<i64> = spans.iter().map(|span| int(span.upto)).collect();
+    let select = "SELECT coalesce(r.micro, 0)::bigint, r.rows, coalesce(r.newest, 0)
+        FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS w (user_id, after, upto, place)
+        CROSS JOIN LATERAL (SELECT sum(charged) AS micro, count(*) AS rows, max(seq) AS newest
+            FROM (SELECT charged, seq FROM usage_logs WHERE user_id = w.user_id AND seq > w.after AND seq <= w.upto
+                ORDER BY seq LIMIT $4) AS piece) AS r
+        ORDER BY w.place";
+    let values: Values<'_> = &[&ids, &after, &upto, &i64::from(limit)];
+    let rows = query(client, select, values).await?;
+    let mut found: Vec<SpanCharged> = Vec::with_capacity(spans.len());
+    for (row, span) in rows.iter().zip(spans) {
+        let whole = row.get::<_, i64>(1) < i64::from(limit);
+        found.push(SpanCharged { micro: row.get(0), upto: if whole { span.upto } else { uint(row.get(2)) } });
+    }
+    let reached: Vec<i64> = found.iter().map(|sum| int(sum.upto)).collect();
+    let select = r#"SELECT w.place, sum(d.micro)::bigint
+        FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS w (user_id, after, upto, place)
+        CROSS JOIN LATERAL (SELECT DISTINCT seq, substring(event FROM '"charged_micro":([0-9]{1,18})')::bigint AS micro
+            FROM dead_letters AS letter WHERE user_id = w.user_id AND seq > w.after AND seq <= w.upto
+                AND reason IN ('unreadable_usage', 'duplicate_request', 'refused') AND NOT EXISTS (
+                    SELECT 1 FROM usage_logs AS u WHERE u.user_id = letter.user_id AND u.seq = letter.seq)) AS d
+        GROUP BY w.place"#;
+    for row in query(client, select, &[&ids, &after, &reached]).await? {
+        let place = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX);
+        if let Some(sum) = found.get_mut(place) {
+            let letters = row.get::<_, Option<i64>>(1).unwrap_or(0);
+            sum.micro = sum.micro.checked_add(letters).ok_or(StoreError::Invalid("the sum of the usage"))?;
+        }
+    }
+    Ok(found)
+}
+
+#[async_trait]
+impl Books for PostgresStore {
+    async fn books(&self, after: Option<&AccountId>, limit: u32) -> StoreResult<Vec<AccountBooks>> {
+        let after = after.map_or("", AccountId::as_str);
+        within!(self, |client| books(client, "user_id > $1", after, limit))
+    }
+
+    async fn books_of(&self, account: &AccountId) -> StoreResult<Option<AccountBooks>> {
+        within!(self, |client| books(client, "user_id = $1", account.as_str(), 1)).map(|mut found| found.pop())
+    }
+
+    async fn charged(&self, spans: Vec<UsageSpan>, limit: u32) -> StoreResult<Vec<SpanCharged>> {
+        within!(self, |client| charged(client, &spans, limit))
+    }
+}
