@@ -1,18 +1,21 @@
-//! Ledger → store: one flusher a process reads each shard's event log on from the store's cursor and writes it down.
+//! Ledger → store: one flusher a process reads each shard's event log on from the store's cursor and writes it down:
+//! into the store's tables, or, where requests wait for it and the store has one, into its journal, which is folded into
+//! the tables a moment later.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::fold::Folder;
 use crate::config;
 use crate::ledger::log::{Cursor, Entries, EventLog, LogError};
-use crate::store::{FlushBatch, SharedStore, StoreError, StoreResult};
+use crate::store::{FlushBatch, SharedStore, StoreError, StoreResult, journal};
 use crate::telemetry::Metrics;
 
 /// The first wait after a failure; it doubles up to [`BACKOFF_MAX`].
-const BACKOFF_MIN: Duration = Duration::from_millis(20);
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
+pub(super) const BACKOFF_MIN: Duration = Duration::from_millis(20);
+pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// The least time between the starts of two group commits.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(2);
 /// How long one look at an empty log that wakes its reader may last.
@@ -25,7 +28,7 @@ pub const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 const TAKE_OVER_ATTEMPTS: usize = 16;
 
 #[derive(Debug, thiserror::Error)]
-enum FlushError {
+pub(super) enum FlushError {
     #[error(transparent)]
     Log(#[from] LogError),
     #[error(transparent)]
@@ -36,6 +39,7 @@ enum FlushError {
 /// somewhere, can write there no more: of two embedded ledgers over one Postgres each would spend the whole balance.
 pub async fn take_over(store: &SharedStore) -> StoreResult<()> {
     for _ in 0..TAKE_OVER_ATTEMPTS {
+        journal::fold_rest(store).await?;
         match store.raise_epoch(0, store.cursor(0).await?).await {
             Err(StoreError::CursorMoved) => {}
             raised => return raised.map(drop),
@@ -54,7 +58,16 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let flusher = Flusher { log: &log, store: &store, settings, metrics: &metrics, stop: &stop };
-    let shards = (0..log.shards()).map(|shard| flusher.run(shard));
+    let shards = (0..log.shards()).map(async |shard| {
+        let folder = if log.awaited() { Folder::new(&log, &store, &metrics, shard) } else { None };
+        let Some(folder) = &folder else { return flusher.run(shard, None).await };
+        let drained = CancellationToken::new();
+        let flush = async {
+            flusher.run(shard, Some(folder)).await;
+            drained.cancel();
+        };
+        tokio::join!(flush, folder.run(&drained));
+    });
     futures_util::future::join_all(shards).await;
 }
 
@@ -67,7 +80,7 @@ struct Flusher<'a, L> {
 }
 
 impl<L: EventLog> Flusher<'_, L> {
-    async fn run(&self, shard: u32) {
+    async fn run(&self, shard: u32, folder: Option<&Folder<'_, L>>) {
         let mut cursor = None;
         let mut backoff = BACKOFF_MIN;
         let mut deadline = None;
@@ -82,7 +95,7 @@ impl<L: EventLog> Flusher<'_, L> {
                     return;
                 }
             }
-            match self.turn(shard, &mut cursor, limit).await {
+            match self.turn(shard, folder, &mut cursor, limit).await {
                 Ok(0) if stopping => return,
                 // Where others go on writing the log never runs dry: what was there at the stop is in the store.
                 Ok(count) if stopping && count < limit && !self.log.awaited() => return,
@@ -113,14 +126,23 @@ impl<L: EventLog> Flusher<'_, L> {
     }
 
     /// Reads, writes and acknowledges at most `limit` entries. Answers how many they were.
-    async fn turn(&self, shard: u32, known: &mut Option<Cursor>, limit: usize) -> Result<usize, FlushError> {
+    async fn turn(
+        &self,
+        shard: u32,
+        folder: Option<&Folder<'_, L>>,
+        known: &mut Option<Cursor>,
+        limit: usize,
+    ) -> Result<usize, FlushError> {
         let started = Instant::now();
         let from = match *known {
             Some(cursor) => cursor,
             None => {
-                let cursor = self.store.cursor(shard).await?;
+                let cursor = match folder {
+                    Some(folder) => folder.end().await?,
+                    None => self.store.cursor(shard).await?,
+                };
                 // What an unknown commit or another flusher wrote need not be written again.
-                self.log.acknowledge(shard, cursor).await?;
+                self.acknowledge(shard, folder, cursor).await?;
                 *known.insert(cursor)
             }
         };
@@ -132,14 +154,29 @@ impl<L: EventLog> Flusher<'_, L> {
             return Ok(0);
         }
         let Entries { to, events, sessions, records, .. } = entries;
-        let flushed = self.store.flush(FlushBatch { shard, from, to, events, sessions, records }).await?;
+        let batch = FlushBatch { shard, from, to, events, sessions, records };
+        match folder {
+            Some(folder) => folder.append(batch).await?,
+            None => {
+                let flushed = self.store.flush(batch).await?;
+                self.metrics.flushed_rows.inc_by(flushed.usage_rows);
+                self.metrics.dead_letters.inc_by(flushed.dead_letters);
+            }
+        }
         let cursor = Cursor { epoch: from.epoch, counter: to };
         *known = Some(cursor);
-        self.metrics.flushed_rows.inc_by(flushed.usage_rows);
-        self.metrics.dead_letters.inc_by(flushed.dead_letters);
-        self.log.acknowledge(shard, cursor).await?;
+        self.acknowledge(shard, folder, cursor).await?;
         self.pace(count < limit, started).await;
         Ok(count)
+    }
+
+    /// What was written into the tables needs no folding.
+    async fn acknowledge(&self, shard: u32, folder: Option<&Folder<'_, L>>, cursor: Cursor) -> Result<(), FlushError> {
+        self.log.acknowledge(shard, cursor).await?;
+        if folder.is_none() {
+            self.log.folded(shard, cursor).await?;
+        }
+        Ok(())
     }
 
     async fn read(&self, shard: u32, from: Cursor, limit: usize) -> Result<Entries, FlushError> {

@@ -29,7 +29,7 @@ pub struct Entries {
     pub sessions: Vec<(u64, u64)>,
     /// Records as they now stand (embedded ledger only).
     pub records: Vec<(AccountId, RecordState)>,
-    /// Events in the log that are not in the store, these included.
+    /// Events that are not in the store's tables, these included.
     pub backlog: u64,
     /// Age of the oldest of them.
     pub lag: Duration,
@@ -57,8 +57,13 @@ pub trait EventLog: Send + Sync + 'static {
     /// Reading takes nothing away: an entry stays until it is acknowledged.
     async fn read(&self, shard: u32, cursor: Cursor, limit: usize, wait: Duration) -> Result<Entries, LogError>;
 
-    /// Entries up to the cursor are in the store: they may be dropped, and whoever waits for them may go on.
+    /// Entries up to the cursor are safe in the store: they may be dropped, and whoever waits for them may go on.
     async fn acknowledge(&self, shard: u32, cursor: Cursor) -> Result<(), LogError>;
+
+    /// Entries up to the cursor, acknowledged before, are in the store's tables: accounts load as those left them.
+    async fn folded(&self, _shard: u32, _cursor: Cursor) -> Result<(), LogError> {
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -77,5 +82,9 @@ impl<L: EventLog + ?Sized> EventLog for Arc<L> {
 
     async fn acknowledge(&self, shard: u32, cursor: Cursor) -> Result<(), LogError> {
         (**self).acknowledge(shard, cursor).await
+    }
+
+    async fn folded(&self, shard: u32, cursor: Cursor) -> Result<(), LogError> {
+        (**self).folded(shard, cursor).await
     }
 }

@@ -12,7 +12,7 @@ use super::stage::Stage;
 use crate::admin::{self, AdminParts};
 use crate::api::{self, ApiParts};
 use crate::bridge::{
-    self, Auditor, EventLog, Pusher, RedisEvents, RedisShards, Shards, StoreEpochs, StoreSource, flush,
+    self, Auditor, EventLog, Pusher, RedisEvents, RedisShards, Shards, StoreEpochs, StoreSource, flush, fold,
 };
 use crate::config::{Config, Secret};
 use crate::error::{Exit, Failure};
@@ -26,7 +26,8 @@ use crate::telemetry::Metrics;
 /// How long each step of the shutdown may take; the flusher has its own, longer one.
 const STEP_LIMIT: Duration = Duration::from_secs(10);
 /// Beyond what the flusher allows itself.
-const FLUSH_LIMIT: Duration = flush::DRAIN_LIMIT.saturating_add(Duration::from_secs(5));
+const FLUSH_LIMIT: Duration =
+    flush::DRAIN_LIMIT.saturating_add(fold::DRAIN_LIMIT).saturating_add(Duration::from_secs(5));
 /// How often what the store keeps for a time only is cleared away.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(600);
 

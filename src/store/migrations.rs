@@ -8,6 +8,7 @@ type Step = (&'static str, &'static str);
 
 pub(super) const SQLITE: &[Step] = &[
     ("V1__foundation", include_str!("../../migrations/sqlite/V1__foundation.sql")),
+    ("V2__journal", include_str!("../../migrations/sqlite/V2__journal.sql")),
     ("V4__retention", include_str!("../../migrations/sqlite/V4__retention.sql")),
     ("V5__books", include_str!("../../migrations/sqlite/V5__books.sql")),
 ];

@@ -5,6 +5,7 @@ pub mod books;
 mod changes;
 mod common;
 mod effects;
+pub mod journal;
 mod migrations;
 pub mod postgres;
 pub mod sqlite;
@@ -18,6 +19,7 @@ use uuid::Uuid;
 
 use crate::config;
 use crate::credits::Credits;
+pub use self::journal::{Folded, Journal};
 pub use crate::ledger::log::Cursor;
 use crate::ledger::{AccountId, AccountState, Change, Event, GrantId, GrantKind, Micros, RecordState};
 use crate::usage::Usage;
@@ -40,7 +42,8 @@ pub async fn connect(settings: &config::Store, data_dir: &Path) -> StoreResult<S
     Ok(Arc::new(postgres::PostgresStore::connect(settings)?))
 }
 
-/// As [`connect`], with the schema this program needs: brought up to date, or only checked with `migrate = false`.
+/// As [`connect`], with the schema this program needs: brought up to date, or only checked with `migrate = false`. What a
+/// process that died left in the journal is in the tables afterwards.
 pub async fn open(settings: &config::Store, data_dir: &Path) -> StoreResult<SharedStore> {
     let store = connect(settings, data_dir).await?;
     if settings.migrate {
@@ -48,6 +51,7 @@ pub async fn open(settings: &config::Store, data_dir: &Path) -> StoreResult<Shar
     } else {
         store.check_schema().await?;
     }
+    journal::fold_rest(&store).await?;
     Ok(store)
 }
 
@@ -291,12 +295,17 @@ pub trait Store: Books + Send + Sync + 'static {
 
     // Events
     async fn cursor(&self, shard: u32) -> StoreResult<Cursor>;
-    /// Begins a new epoch with counter 0, when the ledger lost its data.
+    /// Begins a new epoch with counter 0, when the ledger lost its data, or its process took the store over.
     async fn raise_epoch(&self, shard: u32, from: Cursor) -> StoreResult<Cursor>;
     /// Writes a batch in one transaction: usage rows, deltas, debt, sequences, applied changes, sessions, records, and the
     /// cursor, which must stand at `batch.from` (`CursorMoved` otherwise). An event whose usage cannot be written goes
     /// to the dead letters, its balance effect is applied all the same.
     async fn flush(&self, batch: FlushBatch) -> StoreResult<Flushed>;
+    /// Where events can be taken down faster than [`Store::flush`] writes them; `None` where only that is there. While
+    /// something stands in the journal, `flush` is `Unavailable`, and `raise_epoch` answers `CursorMoved`.
+    fn journal(&self) -> Option<&dyn Journal> {
+        None
+    }
     /// In the order they were settled, newest first.
     async fn usage(&self, account: &AccountId, page: PageRequest) -> StoreResult<Page<UsageRow>>;
 

@@ -96,7 +96,7 @@ impl Core {
     }
 
     pub(super) fn backlogged(&self) -> bool {
-        self.outbox.backlog() >= self.max_backlog
+        self.outbox.backlog() + self.outbox.unfolded() >= self.max_backlog
     }
 
     /// Whether the store has taken nothing for too long.
@@ -155,8 +155,7 @@ impl Core {
     }
 
     fn apply_to(&self, loaded: &mut Loaded, session: SessionId, id: &AccountId, act: &Act, now: Micros) -> Outcome {
-        let flushed = self.outbox.acknowledged();
-        if matches!(act, Act::Park { .. }) && loaded.position > flushed {
+        if matches!(act, Act::Park { .. }) && loaded.position > self.outbox.folded() {
             return Outcome { answer: Answer::Refused, after: None };
         }
         if !matches!(act, Act::Park { .. } | Act::Sweep | Act::Balance) {
@@ -179,7 +178,8 @@ impl Core {
             let record = written.map(|record| (id.clone(), record));
             loaded.position = self.outbox.push(now, events, record);
         }
-        let after = durable(act, &answer).then_some(loaded.position).filter(|position| *position > flushed);
+        let acknowledged = self.outbox.acknowledged();
+        let after = durable(act, &answer).then_some(loaded.position).filter(|position| *position > acknowledged);
         Outcome { answer, after }
     }
 
@@ -242,18 +242,18 @@ impl Core {
     pub(super) fn sweep(&self) {
         for shard in &self.shards {
             let now = self.clock.now();
-            let flushed = self.outbox.acknowledged();
+            let folded = self.outbox.folded();
             // Accounts with something due are few: they are found first, so that the lock is held shortly.
             let due: Vec<Op> = {
                 let mut shard = shard.lock();
                 shard.tickets.retain(|_, (_, until)| now < *until);
-                shard.accounts.iter().flat_map(|(id, loaded)| self.due(id, loaded, now, flushed)).collect()
+                shard.accounts.iter().flat_map(|(id, loaded)| self.due(id, loaded, now, folded)).collect()
             };
             for op in due {
                 let mut shard = shard.lock();
                 self.apply_loaded(&mut shard, SessionId::API, &op);
                 if let Some(loaded) = shard.accounts.get_mut(&op.account) {
-                    self.forget_records(loaded, now, flushed);
+                    self.forget_records(loaded, now, folded);
                 }
             }
         }
@@ -264,9 +264,9 @@ impl Core {
         id: &'a AccountId,
         loaded: &'a Loaded,
         now: Micros,
-        flushed: Position,
+        folded: Position,
     ) -> impl Iterator<Item = Op> + use<'a> {
-        let idle = loaded.used_at.saturating_add(self.park_after_us) <= now && loaded.position <= flushed;
+        let idle = loaded.used_at.saturating_add(self.park_after_us) <= now && loaded.position <= folded;
         let past = loaded.records.values().filter(move |record| record.until <= now);
         let release = past.map(|record| Act::ReleaseHold { record: record.id, expired_only: true });
         let write_off = loaded.account.write_off_due(now).then_some(Act::Sweep);
@@ -275,8 +275,8 @@ impl Core {
     }
 
     /// Drops finished records past their time, once the store has them; it drops its own by itself.
-    fn forget_records(&self, loaded: &mut Loaded, now: Micros, flushed: Position) {
-        if loaded.position <= flushed {
+    fn forget_records(&self, loaded: &mut Loaded, now: Micros, folded: Position) {
+        if loaded.position <= folded {
             let before = loaded.records.len();
             loaded.records.retain(|_, record| record.held.is_some() || record.until > now);
             self.records.fetch_sub(before - loaded.records.len(), Ordering::Relaxed);

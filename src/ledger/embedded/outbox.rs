@@ -26,8 +26,8 @@ pub(super) struct Waiter {
 
 /// The event log of the embedded ledger, in memory. Entries leave it once the store has them.
 ///
-/// What it may hold is bounded by the ledger, which takes no new work past `max_backlog` events; beyond that only the
-/// settles of holds that are there already come in, and billing changes.
+/// What it may hold is bounded by the ledger, which takes no new work past `max_backlog` events here and unfolded in the
+/// store; beyond that only the settles of holds that are there already come in, and billing changes.
 pub struct Outbox {
     state: Mutex<State>,
     filled: Notify,
@@ -35,8 +35,12 @@ pub struct Outbox {
     backlog: AtomicU64,
     /// When the oldest entry was made, by the ledger's clock; 0: none.
     oldest: AtomicU64,
-    /// Up to here everything is in the store.
+    /// Up to here everything is safe in the store.
     acknowledged: AtomicU64,
+    /// Up to here everything is in the store's tables.
+    folded: AtomicU64,
+    /// Events that are safe in the store and not in its tables.
+    unfolded: AtomicU64,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
 }
@@ -44,6 +48,8 @@ pub struct Outbox {
 #[derive(Default)]
 struct State {
     entries: VecDeque<Entry>,
+    /// Of each acknowledged group of entries that is not folded: the last one's position, and how many events.
+    unfolded: VecDeque<(Position, u64)>,
     /// Position of the last entry made.
     last: Position,
     /// Where the store's cursor stood when this process began: an entry's number is its position after that.
@@ -67,6 +73,8 @@ impl Outbox {
             backlog: AtomicU64::new(0),
             oldest: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
+            folded: AtomicU64::new(0),
+            unfolded: AtomicU64::new(0),
             clock,
             metrics,
         }
@@ -101,12 +109,22 @@ impl Outbox {
         }
     }
 
-    /// Up to where everything is in the store.
+    /// Up to where everything is safe in the store.
     pub(super) fn acknowledged(&self) -> Position {
         self.acknowledged.load(Ordering::Acquire)
     }
 
-    /// Events that are not in the store yet.
+    /// Up to where everything is in the store's tables: an account whose last entry that is can be loaded again.
+    pub(super) fn folded(&self) -> Position {
+        self.folded.load(Ordering::Acquire)
+    }
+
+    /// Events that are safe in the store and not in its tables yet.
+    pub fn unfolded(&self) -> u64 {
+        self.unfolded.load(Ordering::Relaxed)
+    }
+
+    /// Events that are not safe in the store yet.
     pub fn backlog(&self) -> u64 {
         self.backlog.load(Ordering::Relaxed)
     }
@@ -133,7 +151,8 @@ impl Outbox {
     pub fn collect(&self, cursor: Cursor, limit: usize) -> Entries {
         let mut state = self.state.lock();
         let base = *state.base.get_or_insert(cursor);
-        let mut entries = Entries { to: cursor.counter, backlog: self.backlog(), ..Entries::default() };
+        let backlog = self.backlog() + self.unfolded();
+        let mut entries = Entries { to: cursor.counter, backlog, ..Entries::default() };
         entries.lag = Duration::from_micros(self.lag_us(self.clock.now()));
         let first = state.last - state.entries.len() as u64 + 1;
         let skip = (cursor.counter.saturating_sub(base.counter) + 1).saturating_sub(first) as usize;
@@ -147,6 +166,20 @@ impl Outbox {
             state.read_at = Some(Instant::now());
         }
         entries
+    }
+
+    /// Takes note of what the store's tables have.
+    pub fn folded_up_to(&self, cursor: Cursor) {
+        let mut state = self.state.lock();
+        let Some(base) = state.base else { return };
+        let position = cursor.counter.saturating_sub(base.counter).min(self.acknowledged());
+        let mut events = 0;
+        while let Some((last, count)) = state.unfolded.front().copied().filter(|(last, _)| *last <= position) {
+            events += count;
+            state.unfolded.pop_front();
+            self.folded.fetch_max(last, Ordering::AcqRel);
+        }
+        self.unfolded.fetch_sub(events, Ordering::Relaxed);
     }
 
     /// Drops what the store has, and answers who waited for it.
@@ -165,6 +198,10 @@ impl Outbox {
             self.backlog.fetch_sub(events, Ordering::Relaxed);
             self.oldest.store(state.entries.front().map_or(0, |entry| entry.at.max(1)), Ordering::Relaxed);
             self.acknowledged.fetch_max(position, Ordering::AcqRel);
+            if !done.is_empty() {
+                state.unfolded.push_back((position, events));
+                self.unfolded.fetch_add(events, Ordering::Relaxed);
+            }
             if let Some(read_at) = state.read_at.take().filter(|_| !done.is_empty()) {
                 self.metrics.ledger_call_seconds.observe(read_at.elapsed().as_secs_f64());
                 self.metrics.ledger_batch_size.observe(done.len() as f64);
@@ -206,6 +243,12 @@ impl EventLog for Outbox {
         // Another process's cursor says nothing about what is here.
         self.owns(cursor)?;
         self.acknowledge_up_to(cursor);
+        Ok(())
+    }
+
+    async fn folded(&self, _shard: u32, cursor: Cursor) -> Result<(), LogError> {
+        self.owns(cursor)?;
+        self.folded_up_to(cursor);
         Ok(())
     }
 }

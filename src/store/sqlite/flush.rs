@@ -6,9 +6,9 @@ use uuid::Uuid;
 use super::super::common::{self, UsageColumns, bits, int, uint};
 use super::super::effects::{self, GrantRows, Letter, Reason, Rows};
 use super::super::{Cursor, FlushBatch, Flushed, Page, PageRequest, StoreError, StoreResult, UsageRow};
-use super::{accounts, failed};
+use super::{accounts, failed, journal};
 use crate::credits::Credits;
-use crate::ledger::{AccountId, Event, GrantId};
+use crate::ledger::{AccountId, Event, GrantId, RecordState};
 use crate::usage::Usage;
 
 pub(super) fn cursor(tx: &Transaction<'_>, shard: u32) -> StoreResult<Cursor> {
@@ -19,7 +19,8 @@ pub(super) fn cursor(tx: &Transaction<'_>, shard: u32) -> StoreResult<Cursor> {
 }
 
 pub(super) fn raise_epoch(tx: &Transaction<'_>, shard: u32, from: Cursor) -> StoreResult<Cursor> {
-    if cursor(tx, shard)? != from {
+    // What stands in the journal belongs to the epoch in which it was written.
+    if cursor(tx, shard)? != from || !journal::is_empty(tx, shard)? {
         return Err(StoreError::CursorMoved);
     }
     let raised = Cursor { epoch: from.epoch + 1, counter: 0 };
@@ -27,7 +28,7 @@ pub(super) fn raise_epoch(tx: &Transaction<'_>, shard: u32, from: Cursor) -> Sto
     Ok(raised)
 }
 
-fn set_cursor(tx: &Transaction<'_>, shard: u32, cursor: Cursor) -> StoreResult<()> {
+pub(super) fn set_cursor(tx: &Transaction<'_>, shard: u32, cursor: Cursor) -> StoreResult<()> {
     let upsert = "INSERT INTO ledger_cursors (shard, epoch, counter) VALUES (?1, ?2, ?3)
         ON CONFLICT (shard) DO UPDATE SET epoch = excluded.epoch, counter = excluded.counter";
     execute(tx, upsert, params![shard, int(cursor.epoch), int(cursor.counter)])
@@ -50,31 +51,46 @@ fn flush_once(connection: &mut Connection, batch: &FlushBatch, carefully: bool) 
     if cursor(&tx, batch.shard)? != batch.from || batch.to < batch.from.counter {
         return Err(StoreError::CursorMoved);
     }
-    let mut flush = Flush { tx: &tx, now: int(common::now()), usage_rows: 0, letters: Vec::new() };
+    if !journal::is_empty(&tx, batch.shard)? {
+        return Err(StoreError::Unavailable("what stands in the journal comes first".to_owned()));
+    }
+    let mut flush = Flush::new(&tx, batch.shard, batch.from.epoch);
     if carefully {
-        flush.each(&batch.events)?
+        flush.each(batch.events.iter())?
     } else {
-        flush.grouped(&batch.events)?
+        flush.grouped(&batch.events, &effects::by_account(&batch.events))?
     }
     flush.sessions(batch)?;
-    flush.records(batch)?;
-    flush.write_letters(batch)?;
-    let flushed = Flushed { usage_rows: flush.usage_rows, dead_letters: flush.letters.len() as u64 };
+    write_records(&tx, &batch.records)?;
+    let flushed = flush.finish()?;
     set_cursor(&tx, batch.shard, Cursor { epoch: batch.from.epoch, counter: batch.to })?;
     tx.commit().map_err(failed)?;
     Ok(flushed)
 }
 
-struct Flush<'a> {
+/// Events on their way into the tables, within one transaction.
+pub(super) struct Flush<'a> {
     tx: &'a Transaction<'a>,
+    shard: u32,
+    epoch: u64,
     now: i64,
     usage_rows: u64,
     letters: Vec<Letter>,
 }
 
-impl Flush<'_> {
-    fn grouped(&mut self, events: &[Event]) -> StoreResult<()> {
-        let order = effects::by_account(events);
+impl<'a> Flush<'a> {
+    pub(super) fn new(tx: &'a Transaction<'a>, shard: u32, epoch: u64) -> Flush<'a> {
+        Flush { tx, shard, epoch, now: int(common::now()), usage_rows: 0, letters: Vec::new() }
+    }
+
+    /// Writes the dead letters, and answers what was written.
+    pub(super) fn finish(self) -> StoreResult<Flushed> {
+        self.write_letters()?;
+        Ok(Flushed { usage_rows: self.usage_rows, dead_letters: self.letters.len() as u64 })
+    }
+
+    /// The events at `order`, which is sorted by account.
+    pub(super) fn grouped(&mut self, events: &[Event], order: &[usize]) -> StoreResult<()> {
         let mut wanted = Vec::new();
         for group in order.chunk_by(|left, right| events[*left].account == events[*right].account) {
             let group: Vec<&Event> = group.iter().map(|index| &events[*index]).collect();
@@ -88,7 +104,7 @@ impl Flush<'_> {
     }
 
     /// Every event's effect and its usage row within a savepoint of its own.
-    fn each(&mut self, events: &[Event]) -> StoreResult<()> {
+    pub(super) fn each<'e>(&mut self, events: impl Iterator<Item = &'e Event>) -> StoreResult<()> {
         for event in events {
             let mut wanted = Vec::new();
             let refused = self.guarded(|flush| flush.effects(&[event], &mut wanted))?;
@@ -254,29 +270,15 @@ impl Flush<'_> {
         Ok(())
     }
 
-    fn records(&mut self, batch: &FlushBatch) -> StoreResult<()> {
-        let upsert = "INSERT INTO ledger_records (id, user_id, held, until, state)
-            SELECT ?1, user_id, ?3, ?4, ?5 FROM credits WHERE user_id = ?2
-            ON CONFLICT (id) DO UPDATE SET held = excluded.held, until = excluded.until, state = excluded.state
-            WHERE user_id = excluded.user_id";
-        for (account, record) in &batch.records {
-            let state = common::write_record(record)?;
-            let row =
-                params![record.id.0.as_bytes(), account.as_str(), record.held.is_some(), int(record.until), state];
-            execute(self.tx, upsert, row)?;
-        }
-        Ok(())
-    }
-
-    fn write_letters(&self, batch: &FlushBatch) -> StoreResult<()> {
+    fn write_letters(&self) -> StoreResult<()> {
         let insert = "INSERT INTO dead_letters (at, shard, epoch, user_id, seq, reason, detail, event, usage)
             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
         for letter in &self.letters {
             let (account, reason) = (letter.account.as_str(), letter.reason.name());
             tracing::error!(account, seq = letter.seq, reason, "an event went to the dead letters");
-            let (epoch, seq) = (int(batch.from.epoch), int(letter.seq));
+            let (epoch, seq) = (int(self.epoch), int(letter.seq));
             let (detail, event, usage) = (&letter.detail, &letter.event, &letter.usage[..]);
-            let row = params![self.now, batch.shard, epoch, account, seq, reason, detail, event, usage];
+            let row = params![self.now, self.shard, epoch, account, seq, reason, detail, event, usage];
             execute(self.tx, insert, row)?;
         }
         Ok(())
@@ -287,7 +289,21 @@ impl Flush<'_> {
     }
 }
 
-fn execute(tx: &Transaction<'_>, sql: &str, row: impl rusqlite::Params) -> StoreResult<()> {
+/// API holds and kept answers as they now stand.
+pub(super) fn write_records(tx: &Transaction<'_>, records: &[(AccountId, RecordState)]) -> StoreResult<()> {
+    let upsert = "INSERT INTO ledger_records (id, user_id, held, until, state)
+        SELECT ?1, user_id, ?3, ?4, ?5 FROM credits WHERE user_id = ?2
+        ON CONFLICT (id) DO UPDATE SET held = excluded.held, until = excluded.until, state = excluded.state
+        WHERE user_id = excluded.user_id";
+    for (account, record) in records {
+        let state = common::write_record(record)?;
+        let row = params![record.id.0.as_bytes(), account.as_str(), record.held.is_some(), int(record.until), state];
+        execute(tx, upsert, row)?;
+    }
+    Ok(())
+}
+
+pub(super) fn execute(tx: &Transaction<'_>, sql: &str, row: impl rusqlite::Params) -> StoreResult<()> {
     tx.prepare_cached(sql).and_then(|mut statement| statement.execute(row)).map_err(failed)?;
     Ok(())
 }

@@ -4,6 +4,8 @@ mod accounts;
 mod books;
 mod flush;
 mod identity;
+mod journal;
+mod pack;
 mod threads;
 
 use std::path::Path;
@@ -13,6 +15,7 @@ use refinery::Migration;
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 use uuid::Uuid;
 
+use super::journal::{Folded, Journal};
 use super::migrations;
 use super::{
     ChangeRow, Cursor, FlushBatch, Flushed, GrantRow, Idempotent, IdentityChange, KeyRow, NewChange, NewUser, Page,
@@ -174,6 +177,10 @@ impl Store for SqliteStore {
         self.threads.own(move |connection| flush::flush(connection, &batch)).await
     }
 
+    fn journal(&self) -> Option<&dyn Journal> {
+        Some(self)
+    }
+
     async fn usage(&self, account: &AccountId, page: PageRequest) -> StoreResult<Page<UsageRow>> {
         let account = account.clone();
         self.threads.read(move |tx| flush::usage(tx, &account, &page)).await
@@ -206,5 +213,32 @@ impl Store for SqliteStore {
 
     async fn prune(&self) -> StoreResult<()> {
         self.threads.write(identity::prune).await
+    }
+}
+
+#[async_trait]
+impl Journal for SqliteStore {
+    async fn journal_end(&self, shard: u32) -> StoreResult<Cursor> {
+        self.threads.read(move |tx| journal::end(tx, shard)).await
+    }
+
+    async fn append(&self, batch: FlushBatch) -> StoreResult<()> {
+        let packed = pack::pack(&batch.events)?;
+        self.threads.write(move |tx| journal::append(tx, &batch, &packed)).await
+    }
+
+    async fn fold(&self, shard: u32) -> StoreResult<Option<Folded>> {
+        let Some(mut stretch) = self.threads.read(move |tx| journal::read(tx, shard)).await? else { return Ok(None) };
+        loop {
+            let slice = move |connection: &mut Connection| {
+                let folded = stretch.write_slice(connection)?;
+                Ok((stretch, folded))
+            };
+            let (rest, folded) = self.threads.own_relaxed(slice).await?;
+            match folded {
+                Some(folded) => return Ok(Some(folded)),
+                None => stretch = rest,
+            }
+        }
     }
 }

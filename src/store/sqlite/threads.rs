@@ -4,6 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ enum Job {
 }
 
 pub(super) struct Threads {
+    /// Whether commits of the writing connection go without a sync at the moment. Only its thread changes this.
+    relaxed: Arc<AtomicBool>,
     writer: mpsc::Sender<Job>,
     readers: mpsc::Sender<Job>,
     handles: Mutex<Vec<JoinHandle<()>>>,
@@ -46,7 +49,7 @@ impl Threads {
         for _ in 0..READERS {
             handles.push(spawn("store-reader", open_reader(path)?, jobs.clone())?);
         }
-        Ok(Threads { writer, readers, handles: Mutex::new(handles) })
+        Ok(Threads { relaxed: Arc::default(), writer, readers, handles: Mutex::new(handles) })
     }
 
     /// Runs `work` in a transaction that is committed when it answers `Ok`. Once submitted it runs to its end, whether
@@ -56,7 +59,9 @@ impl Threads {
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> StoreResult<T> + Send + 'static,
     {
+        let relaxed = self.relaxed.clone();
         call(&self.writer, move |connection| {
+            set_relaxed(connection, &relaxed, false)?;
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
             let answer = work(&transaction)?;
             transaction.commit().map_err(failed)?;
@@ -80,7 +85,31 @@ impl Threads {
         T: Send + 'static,
         F: FnOnce(&mut Connection) -> StoreResult<T> + Send + 'static,
     {
-        call(&self.writer, work).await
+        self.own_with(false, work).await
+    }
+
+    /// As [`Threads::own`], for commits that need not survive a power cut by themselves: what they write can be made
+    /// again from what an earlier commit made durable. The log keeps the order, so a later commit that is synced makes
+    /// them durable too.
+    pub(super) async fn own_relaxed<T, F>(&self, work: F) -> StoreResult<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Connection) -> StoreResult<T> + Send + 'static,
+    {
+        self.own_with(true, work).await
+    }
+
+    async fn own_with<T, F>(&self, wanted: bool, work: F) -> StoreResult<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Connection) -> StoreResult<T> + Send + 'static,
+    {
+        let relaxed = self.relaxed.clone();
+        call(&self.writer, move |connection| {
+            set_relaxed(connection, &relaxed, wanted)?;
+            work(connection)
+        })
+        .await
     }
 
     /// Finishes what was submitted, then ends the threads and waits for them.
@@ -100,6 +129,15 @@ impl Threads {
             tracing::error!("a thread of the store ended abnormally");
         }
     }
+}
+
+fn set_relaxed(connection: &Connection, relaxed: &AtomicBool, wanted: bool) -> StoreResult<()> {
+    if relaxed.load(Ordering::Relaxed) != wanted {
+        let level = if wanted { "PRAGMA synchronous = NORMAL" } else { "PRAGMA synchronous = FULL" };
+        connection.execute_batch(level).map_err(failed)?;
+        relaxed.store(wanted, Ordering::Relaxed);
+    }
+    Ok(())
 }
 
 async fn call<T, F>(to: &mpsc::Sender<Job>, work: F) -> StoreResult<T>

@@ -13,6 +13,12 @@ pub(crate) struct Faulty {
     inner: SharedStore,
     /// A flush needs a permit; without one it waits.
     open: Semaphore,
+    /// So does a fold.
+    fold: Semaphore,
+    /// So many folds fail without effect.
+    pub(crate) failing_folds: AtomicUsize,
+    /// So many folds take effect and are reported as failed.
+    pub(crate) lying_folds: AtomicUsize,
     /// So many flushes take effect and are reported as failed.
     lies: AtomicUsize,
     /// So many flushes fail without effect.
@@ -31,6 +37,9 @@ impl Faulty {
         Faulty {
             inner,
             open: Semaphore::new(Semaphore::MAX_PERMITS),
+            fold: Semaphore::new(Semaphore::MAX_PERMITS),
+            failing_folds: AtomicUsize::new(0),
+            lying_folds: AtomicUsize::new(0),
             lies: AtomicUsize::new(0),
             failures: AtomicUsize::new(0),
             most: AtomicUsize::new(usize::MAX),
@@ -52,12 +61,44 @@ impl Faulty {
         *self.unloadable.lock().unwrap() = Some(prefix.to_owned());
     }
 
+    pub(crate) fn stop_folding(&self) {
+        self.fold.forget_permits(Semaphore::MAX_PERMITS);
+    }
+
+    pub(crate) fn fold_on(&self) {
+        self.fold.add_permits(Semaphore::MAX_PERMITS - self.fold.available_permits());
+    }
+
     pub(crate) fn lie(&self, times: usize) {
         self.lies.store(times, Ordering::SeqCst);
     }
 
     pub(crate) fn fail(&self, times: usize) {
         self.failures.store(times, Ordering::SeqCst);
+    }
+}
+
+impl Faulty {
+    async fn faults(&self, batch: &FlushBatch) -> StoreResult<()> {
+        let _permit = self.open.acquire().await.expect("never closed");
+        if batch.events.len() > self.most.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("no answer within 5000 ms".into()));
+        }
+        if take(&self.failures) {
+            return Err(StoreError::Unavailable("the disk is full".into()));
+        }
+        Ok(())
+    }
+
+    fn perhaps_lie(&self) -> StoreResult<()> {
+        if take(&self.lies) {
+            return Err(StoreError::Unavailable("the answer was lost".into()));
+        }
+        Ok(())
+    }
+
+    fn within(&self) -> &dyn Journal {
+        self.inner.journal().expect("a store with a journal")
     }
 }
 
@@ -83,18 +124,14 @@ impl Books for Faulty {
 #[async_trait::async_trait]
 impl Store for Faulty {
     async fn flush(&self, batch: FlushBatch) -> StoreResult<Flushed> {
-        let _permit = self.open.acquire().await.expect("never closed");
-        if batch.events.len() > self.most.load(Ordering::SeqCst) {
-            return Err(StoreError::Unavailable("no answer within 5000 ms".into()));
-        }
-        if take(&self.failures) {
-            return Err(StoreError::Unavailable("the disk is full".into()));
-        }
+        self.faults(&batch).await?;
         let flushed = self.inner.flush(batch).await?;
-        if take(&self.lies) {
-            return Err(StoreError::Unavailable("the answer was lost".into()));
-        }
+        self.perhaps_lie()?;
         Ok(flushed)
+    }
+
+    fn journal(&self) -> Option<&dyn Journal> {
+        Some(self)
     }
 
     async fn load_account(&self, account: &AccountId) -> StoreResult<Option<AccountState>> {
@@ -213,5 +250,30 @@ impl Store for Faulty {
 
     async fn prune(&self) -> StoreResult<()> {
         self.inner.prune().await
+    }
+}
+
+#[async_trait::async_trait]
+impl Journal for Faulty {
+    async fn journal_end(&self, shard: u32) -> StoreResult<Cursor> {
+        self.within().journal_end(shard).await
+    }
+
+    async fn append(&self, batch: FlushBatch) -> StoreResult<()> {
+        self.faults(&batch).await?;
+        self.within().append(batch).await?;
+        self.perhaps_lie()
+    }
+
+    async fn fold(&self, shard: u32) -> StoreResult<Option<Folded>> {
+        let _permit = self.fold.acquire().await.expect("never closed");
+        if take(&self.failing_folds) {
+            return Err(StoreError::Unavailable("the disk is full".into()));
+        }
+        let folded = self.within().fold(shard).await?;
+        if folded.is_some() && take(&self.lying_folds) {
+            return Err(StoreError::Unavailable("the answer was lost".into()));
+        }
+        Ok(folded)
     }
 }

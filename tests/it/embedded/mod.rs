@@ -1,6 +1,7 @@
 //! The embedded ledger over the real SQLite store, with its flusher and its pusher.
 
 mod faulty;
+mod journal;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -83,6 +84,7 @@ impl World {
     /// As after kill -9: nothing more is flushed.
     async fn die(self) {
         self.store.stop();
+        self.store.stop_folding();
         self.store.close().await;
     }
 
@@ -119,8 +121,14 @@ impl World {
         hold::reserve(&self.worker, account, ask(credits)).await.map(|(hold, _)| hold)
     }
 
+    /// Until what was acknowledged is in the tables.
+    async fn folded(&self) {
+        eventually(SOON, "everything folded", async || (self.ledger.outbox().unfolded() == 0).then_some(())).await;
+    }
+
     /// Rows of usage in the store.
     async fn charged(&self, account: &AccountId) -> Vec<Credits> {
+        self.folded().await;
         let page = self.store.usage(account, PageRequest { limit: 500, cursor: None }).await.unwrap();
         page.data.into_iter().map(|row| row.charged).collect()
     }
@@ -298,6 +306,7 @@ async fn a_full_backlog_refuses_new_work_and_lifts() {
     for reply in replies.into_iter().chain(late) {
         assert!(matches!(tokio::time::timeout(SOON, reply).await.unwrap(), Ok(Answer::Settled { .. })));
     }
+    world.folded().await;
     assert_eq!(world.worker.status(), Status::Ready);
     world.reserve(&user, 1).await.unwrap().release().await.unwrap();
     world.end().await;
@@ -370,6 +379,7 @@ async fn a_commit_of_unknown_outcome_counts_once() {
     world.ask(&user, charge(2, true, None)).await.unwrap();
     world.ask(&user, charge(3, true, None)).await.unwrap();
     assert_eq!(world.charged(&user).await, [3, 2, 1].map(Credits::whole));
+    world.folded().await;
     let state = world.store.load_account(&user).await.unwrap().unwrap();
     assert_eq!(state.grants[0].remaining_micro, Credits::whole(44).micro());
     assert_eq!(world.ledger.outbox().backlog(), 0);
@@ -416,6 +426,7 @@ async fn idle_accounts_are_parked_and_come_back() {
     world.ledger.sweep();
     assert_eq!(world.ledger.loaded_accounts(), 2, "neither is idle yet");
     world.clock.0.store(601_000_000, Ordering::SeqCst);
+    world.folded().await;
     world.ledger.sweep();
     assert_eq!(world.ledger.loaded_accounts(), 1, "what is held stays");
     let kept = Kept::Charged { charged_micro: Credits::whole(8).micro(), available_micro: Credits::whole(42).micro() };

@@ -132,6 +132,7 @@ impl Driver for Embedded {
 
     fn flushed(&mut self) {
         self.ledger.outbox().acknowledge_up_to(self.cursor);
+        self.ledger.outbox().folded_up_to(self.cursor);
         assert_eq!(self.ledger.outbox().backlog(), 0);
     }
 }
