@@ -70,7 +70,10 @@ impl<'a, L: EventLog> Folder<'a, L> {
                 }
             }
             if last && Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + DRAIN_LIMIT) {
-                tracing::error!(shard = self.shard, "stopping with a journal that is not folded; the next start folds it");
+                tracing::error!(
+                    shard = self.shard,
+                    "stopping with a journal that is not folded; the next start folds it"
+                );
                 return;
             }
             tokio::select! {

@@ -17,9 +17,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use self::journal::{Folded, Journal};
 use crate::config;
 use crate::credits::Credits;
-pub use self::journal::{Folded, Journal};
 pub use crate::ledger::log::Cursor;
 use crate::ledger::{AccountId, AccountState, Change, Event, GrantId, GrantKind, Micros, RecordState};
 use crate::usage::Usage;

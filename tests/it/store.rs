@@ -2,6 +2,8 @@
 //!
 //! Each test gets an empty, migrated store. What a test injects or looks at below the trait goes through [`Under::sql`].
 
+mod journal;
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -31,8 +31,7 @@ pub(super) fn end(tx: &Transaction<'_>, shard: u32) -> StoreResult<Cursor> {
 
 /// Whether the journal holds something of this shard.
 pub(super) fn is_empty(tx: &Transaction<'_>, shard: u32) -> StoreResult<bool> {
-    let mut select =
-        tx.prepare_cached("SELECT 1 FROM ledger_journal WHERE shard = ?1 LIMIT 1").map_err(failed)?;
+    let mut select = tx.prepare_cached("SELECT 1 FROM ledger_journal WHERE shard = ?1 LIMIT 1").map_err(failed)?;
     Ok(!select.exists([shard]).map_err(failed)?)
 }
 
@@ -156,7 +155,11 @@ impl Stretch {
             flush.grouped(&self.events, slice)?;
         }
         let written = flush.finish()?;
-        if next == self.order.len() { self.finish(&tx)? } else { self.note(&tx, next)? }
+        if next == self.order.len() {
+            self.finish(&tx)?
+        } else {
+            self.note(&tx, next)?
+        }
         tx.commit().map_err(failed)?;
         Ok((next, written))
     }
