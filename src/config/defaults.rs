@@ -23,6 +23,8 @@ impl Default for Config {
             routes: BTreeMap::from([("openai".to_owned(), openai), ("anthropic".to_owned(), messages)]),
             prices: BTreeMap::from([("message".to_owned(), Price::default())]),
             plans: BTreeMap::from([("free".to_owned(), free)]),
+            packs: BTreeMap::new(),
+            stripe: Stripe::default(),
             service_keys: ServiceKeys::default(),
             server: Server::default(),
             tls: Tls::default(),
@@ -133,7 +135,55 @@ impl Default for ModelPrice {
 
 impl Default for Plan {
     fn default() -> Plan {
-        Plan { signup_credits: Credits::ZERO, requests_per_minute: 0, tokens_per_minute: 0, concurrency: 0 }
+        Plan {
+            signup_credits: Credits::ZERO,
+            requests_per_minute: 0,
+            tokens_per_minute: 0,
+            concurrency: 0,
+            credits: Credits::ZERO,
+            rollover_cap: Credits::ZERO,
+            trial_credits: Credits::ZERO,
+            trial_days: 0,
+            grace_days: 3,
+            prices: Vec::new(),
+        }
+    }
+}
+
+impl Default for PlanPrice {
+    fn default() -> PlanPrice {
+        PlanPrice { id: String::new(), currency: "usd".into(), interval: Interval::Month, amount: 0 }
+    }
+}
+
+impl Default for Pack {
+    fn default() -> Pack {
+        Pack { credits: Credits::ZERO, expires_after_days: 0, prices: Vec::new() }
+    }
+}
+
+impl Default for PackPrice {
+    fn default() -> PackPrice {
+        PackPrice { id: String::new(), currency: "usd".into(), amount: 0 }
+    }
+}
+
+impl Default for Stripe {
+    fn default() -> Stripe {
+        Stripe {
+            secret_key: None,
+            webhook_secrets: Vec::new(),
+            api_base: "https://api.stripe.com".into(),
+            api_version: "2026-03-25.dahlia".into(),
+            return_url: "http://127.0.0.1:8080/billing".into(),
+            tolerance_ms: 300_000,
+            timeout_ms: 10_000,
+            max_retries: 2,
+            max_calls: 8,
+            max_webhook_bytes: MIB,
+            max_attempts: 12,
+            reconcile_interval_ms: 24 * 3600 * 1000,
+        }
     }
 }
 

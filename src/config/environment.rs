@@ -3,11 +3,14 @@
 pub(super) const PREFIX: &str = "FAREGATE_";
 
 /// The variables that have names of their own.
-const NAMED: [(&str, &str); 4] = [
+const NAMED: [(&str, &str); 7] = [
     ("FAREGATE_LEDGER_URL", "ledger.url"),
     ("FAREGATE_STORE_URL", "store.url"),
     ("FAREGATE_UPSTREAM_URL", "upstream.url"),
     ("FAREGATE_UPSTREAM_API_KEY", "upstream.api_key"),
+    ("FAREGATE_STRIPE_SECRET_KEY", "stripe.secret_key"),
+    ("FAREGATE_STRIPE_WEBHOOK_SECRETS", "stripe.webhook_secrets"),
+    ("FAREGATE_STRIPE_API_BASE", "stripe.api_base"),
 ];
 
 /// The file of settings, where no `--config` names one; the command line reads it.

@@ -36,6 +36,8 @@ pub struct Config {
     pub routes: BTreeMap<String, Route>,
     pub prices: BTreeMap<String, Price>,
     pub plans: BTreeMap<String, Plan>,
+    pub packs: BTreeMap<String, Pack>,
+    pub stripe: Stripe,
     pub service_keys: ServiceKeys,
     pub server: Server,
     pub tls: Tls,
@@ -236,6 +238,91 @@ pub struct Plan {
     pub requests_per_minute: u64,
     pub tokens_per_minute: u64,
     pub concurrency: u64,
+    /// For each paid month.
+    #[serde(with = "crate::credits::setting")]
+    pub credits: Credits,
+    /// What a month leaves moves into the next, up to this.
+    #[serde(with = "crate::credits::setting")]
+    pub rollover_cap: Credits,
+    #[serde(with = "crate::credits::setting")]
+    pub trial_credits: Credits,
+    /// Of a subscription that a checkout begins; 0: none.
+    pub trial_days: u32,
+    /// How long the plan's credits stay usable while a renewal is not paid.
+    pub grace_days: u32,
+    /// Empty: it cannot be bought.
+    pub prices: Vec<PlanPrice>,
+}
+
+/// A price of a plan, as it is at Stripe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlanPrice {
+    /// `price_…`
+    pub id: String,
+    /// ISO 4217, lower case.
+    pub currency: String,
+    pub interval: Interval,
+    /// For one interval, in the currency's minor units.
+    pub amount: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interval {
+    Month,
+    Year,
+}
+
+/// Credits that are bought once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pack {
+    #[serde(with = "crate::credits::setting")]
+    pub credits: Credits,
+    /// 0: never.
+    pub expires_after_days: u32,
+    pub prices: Vec<PackPrice>,
+}
+
+/// A price of a pack, as it is at Stripe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PackPrice {
+    /// `price_…`
+    pub id: String,
+    /// ISO 4217, lower case.
+    pub currency: String,
+    /// In the currency's minor units.
+    pub amount: i64,
+}
+
+/// Where the money comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stripe {
+    /// `sk_test_…`, `sk_live_…` or a restricted `rk_…`; its second word is the mode of everything here.
+    pub secret_key: Option<Secret>,
+    /// `whsec_…`, each; several while one is replaced.
+    pub webhook_secrets: Vec<Secret>,
+    pub api_base: String,
+    /// What answers look like, whatever the account's own version is.
+    pub api_version: String,
+    /// The page to which Stripe's pages come back.
+    pub return_url: String,
+    /// How old a webhook's signature may be.
+    pub tolerance_ms: u64,
+    /// Time limit of one call to Stripe.
+    pub timeout_ms: u64,
+    /// Attempts of one call beyond the first.
+    pub max_retries: u32,
+    /// Calls at the same time, per replica.
+    pub max_calls: usize,
+    pub max_webhook_bytes: usize,
+    /// Attempts to process an event before it is parked.
+    pub max_attempts: u32,
+    /// How often everything is compared with Stripe.
+    pub reconcile_interval_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -382,6 +469,24 @@ impl Plan {
             tokens_per_minute: self.tokens_per_minute,
             concurrency: self.concurrency,
         }
+    }
+}
+
+impl Stripe {
+    /// Whether the key is one for real money; `None` without a key.
+    pub fn livemode(&self) -> Option<bool> {
+        let key = self.secret_key.as_ref()?.reveal();
+        key_mode(key)
+    }
+}
+
+/// `None` for what is no secret key of Stripe's.
+pub(crate) fn key_mode(key: &str) -> Option<bool> {
+    let begins = |prefixes: [&str; 2]| prefixes.iter().any(|prefix| key.starts_with(prefix));
+    match () {
+        () if begins(["sk_live_", "rk_live_"]) => Some(true),
+        () if begins(["sk_test_", "rk_test_"]) => Some(false),
+        () => None,
     }
 }
 

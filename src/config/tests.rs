@@ -259,6 +259,29 @@ fn the_whole_is_validated() {
         let found = problems("", &[(setting, value)]).join("\n");
         assert!(found.contains(message), "{setting}={value}: {found}");
     }
+    for (setting, value, message) in [
+        ("FAREGATE_STRIPE_SECRET_KEY", "pk_test_1", "must be a secret key"),
+        ("FAREGATE_STRIPE_SECRET_KEY", "sk_test_1", "without it nothing that Stripe tells can be believed"),
+        ("FAREGATE_STRIPE_WEBHOOK_SECRETS", "whsec_a,b", "must each be a signing secret"),
+        ("FAREGATE_STRIPE_API_BASE", "stripe.com", "must be https://HOST"),
+        ("FAREGATE_PACKS__S__EXPIRES_AFTER_DAYS", "1", "`packs.s.credits` must be above 0"),
+        ("FAREGATE_PLANS__PRO__PRICES", "[{id = \"p\", amount = 1}]", "a plan that is sold gives credits"),
+        ("FAREGATE_PLANS__PRO__PRICES", "[{id = \"p\", amount = 0}]", "must be from 1 to 99999999"),
+        ("FAREGATE_PLANS__PRO__PRICES", "[{id = \"p\", amount = 1, currency = \"USD\"}]", "must be a currency"),
+        ("FAREGATE_PLANS__PRO__PRICES", "[{id = \"p\", amount = 1}, {id = \"q\", amount = 1}]", "have a price already"),
+        ("FAREGATE_PLANS__PRO__PRICES", "[{id = \"p\", amount = 1}, {id = \"p\", amount = 1}]", "is that of plans.pro"),
+    ] {
+        let found = problems("", &[(setting, value)]).join("\n");
+        assert!(found.contains(message), "{setting}={value}: {found}");
+    }
+    let live = [
+        ("FAREGATE_STRIPE_SECRET_KEY", "sk_live_1"),
+        ("FAREGATE_STRIPE_WEBHOOK_SECRETS", "whsec_a, whsec_b"),
+        ("FAREGATE_STRIPE_API_BASE", "http://127.0.0.1:1"),
+    ];
+    assert!(one("", &live).contains("must be https:// for a live key"));
+    let stripe = load("", &live[..2]).unwrap().stripe;
+    assert_eq!((stripe.livemode(), stripe.webhook_secrets.len()), (Some(true), 2));
     load("", &[("FAREGATE_LEDGER_URL", "redis://127.0.0.1:6379")]).expect("Redis over SQLite is one replica");
 }
 

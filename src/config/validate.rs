@@ -1,5 +1,7 @@
 //! What types cannot say: whether the settings fit together.
 
+mod billing;
+
 use std::collections::BTreeMap;
 
 use super::{Config, Plan, Price, Route, UnknownModel, Upstream};
@@ -32,6 +34,7 @@ pub(super) fn validate(config: &Config) -> Vec<(String, String)> {
         self::plan(&format!("plans.{name}"), plan, &mut found);
     }
     plans(config, &mut found);
+    billing::billing(config, &mut found);
     ledger(config, &mut found);
     limits(config, &mut found);
     others(config, &mut found);
