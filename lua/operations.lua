@@ -261,6 +261,8 @@ local function roll_over(account, from, cap, to, event)
     shift(event, from, -remaining)
     event[E_WRITTEN_OFF] = event[E_WRITTEN_OFF] + remaining - moved
     grant[G_REMAINING] = 0
+    -- What is frozen stays so wherever it moves.
+    to[G_FROZEN] = grant[G_FROZEN]
   end
   shift(event, to[1], moved)
   to[G_REMAINING] = moved

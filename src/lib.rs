@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod billing;
 pub mod bridge;
 pub mod cli;
 pub mod config;

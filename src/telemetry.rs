@@ -47,6 +47,14 @@ pub struct Metrics {
     pub pending_changes: IntGauge,
     /// `result`: found, unknown, error.
     pub key_lookups: IntCounterVec,
+    /// `result`: stored, duplicate, malformed, wrong, stale, unreadable, failed.
+    pub billing_webhooks: IntCounterVec,
+    /// `state`: pending, parked.
+    pub billing_events: IntGaugeVec,
+    /// `result`: processed, ignored, retry, parked.
+    pub billing_attempts: IntCounterVec,
+    /// `result`: ok, refused, failed.
+    pub stripe_calls: IntCounterVec,
     pub panics: IntCounter,
 }
 
@@ -104,6 +112,14 @@ impl Metrics {
             dead_letters: make.counter("faregate_dead_letters_total", "Usage rows that could not be written")?,
             pending_changes: make.gauge("faregate_pending_changes", "Billing changes not yet in the ledger")?,
             key_lookups: make.counters("faregate_key_lookups_total", "Key look-ups in the store", &["result"])?,
+            billing_webhooks: make.counters("faregate_billing_webhooks_total", "Webhooks of Stripe's", &["result"])?,
+            billing_events: make.gauges("faregate_billing_events", "Events of Stripe's that wait", &["state"])?,
+            billing_attempts: make.counters(
+                "faregate_billing_attempts_total",
+                "Attempts to process an event of Stripe's",
+                &["result"],
+            )?,
+            stripe_calls: make.counters("faregate_stripe_calls_total", "Calls to Stripe", &["result"])?,
             panics: make.counter("faregate_panics_total", "Panics caught")?,
             registry,
         })

@@ -1,5 +1,6 @@
 //! The control plane: what users and the product's backend ask, on the main listener.
 
+pub mod billing;
 pub mod cors;
 pub mod credits;
 pub mod extract;
@@ -20,6 +21,8 @@ use http::request::Parts;
 use tokio_util::task::TaskTracker;
 
 use self::problem::Problem;
+use crate::billing::Billing;
+use crate::billing::plans::Catalog;
 use crate::config::Config;
 use crate::identity::Identity;
 use crate::identity::principal::SharedPrincipal;
@@ -35,6 +38,8 @@ pub struct ApiParts {
     pub identity: Arc<Identity>,
     pub config: Arc<Config>,
     pub metrics: Metrics,
+    /// `None` without a key of Stripe's.
+    pub billing: Option<Arc<Billing>>,
     /// Owns work that goes on when its caller hangs up; waited for at shutdown.
     pub tasks: TaskTracker,
 }
@@ -44,24 +49,36 @@ pub(crate) struct Api {
     ledger: SharedLedger,
     identity: Arc<Identity>,
     config: Arc<Config>,
+    metrics: Metrics,
+    catalog: Catalog,
+    billing: Option<Arc<Billing>>,
     tasks: TaskTracker,
     balances: credits::Balances,
 }
 
 /// The API under `config.api.prefix`, with a problem for every path that is not there.
 pub fn router(parts: ApiParts) -> Router {
-    let ApiParts { store, ledger, identity, config, metrics, tasks } = parts;
+    let ApiParts { store, ledger, identity, config, metrics, billing, tasks } = parts;
     let cors = Arc::new(cors::Origins::new(&config.cors));
-    let frame = frame::Frame { timeout: Duration::from_millis(config.api.timeout_ms), metrics, route: Some("api") };
+    let frame = frame::Frame {
+        timeout: Duration::from_millis(config.api.timeout_ms),
+        metrics: metrics.clone(),
+        route: Some("api"),
+    };
     let (prefix, max_body) = (config.api.prefix.trim_end_matches('/').to_owned(), config.api.max_body_bytes);
-    let api = Arc::new(Api { store, ledger, identity, config, tasks, balances: credits::Balances::new() });
+    let max_webhook = config.stripe.max_webhook_bytes;
+    let catalog = Catalog::new(config.clone());
+    let balances = credits::Balances::new();
+    let api = Arc::new(Api { store, ledger, identity, config, metrics, catalog, billing, tasks, balances });
     let routes = Router::new()
         .route("/credits/check", get(credits::check))
         .route("/credits/deduct", post(credits::deduct))
         .route("/credits/reserve", post(credits::reserve))
         .route("/credits/settle", post(credits::settle))
         .route("/credits/release", post(credits::release))
-        .route("/usage", get(usage::list));
+        .route("/usage", get(usage::list))
+        .route("/plans", get(billing::plans))
+        .route("/billing/webhook", post(billing::webhook).layer(DefaultBodyLimit::max(max_webhook)));
     let routes = if prefix.is_empty() { routes } else { Router::new().nest(&prefix, routes) };
     routes
         .fallback(frame::not_found)

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::stage::Stage;
 use crate::admin::{self, AdminParts};
 use crate::api::{self, ApiParts};
+use crate::billing::Billing;
 use crate::bridge::{
     self, Auditor, EventLog, Pusher, RedisEvents, RedisShards, Shards, StoreEpochs, StoreSource, flush, fold,
 };
@@ -75,12 +76,14 @@ impl Backend {
         faces.spawn("pusher", pusher.clone().run(faces.stop.clone()));
         faces.spawn("identity", identity.clone().run(faces.stop.clone()));
         faces.spawn("pruning", prune(store.clone(), faces.stop.clone()));
+        let billing = Billing::new(&config).map(Arc::new);
         let api = api::router(ApiParts {
             store: store.clone(),
             ledger: ledger.clone(),
             identity: identity.clone(),
             config: config.clone(),
             metrics: metrics.clone(),
+            billing,
             tasks: faces.tasks.clone(),
         });
         let routes_ready = Arc::new(AtomicBool::new(false));

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use crate::credits::Credits;
-use crate::ledger::{AccountId, Change, Delta, Event, GrantId, Scope};
+use crate::ledger::{AccountId, Change, Delta, Event, GrantId, Micros, Scope, WRITE_OFF_AFTER_US};
 
 /// Why something ended among the dead letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +107,10 @@ pub(super) struct GrantRows {
     pub(super) amount: i64,
     pub(super) remaining: i64,
     pub(super) frozen: bool,
+    /// 0: never.
+    pub(super) expires_at: Micros,
+    /// What ended unused, other than by a revocation with an amount: a refund counts it as returned.
+    pub(super) lapsed: i64,
     /// Whether the row must be written back.
     pub(super) changed: bool,
 }
@@ -122,11 +126,13 @@ impl Rows {
             letters.push(Letter::new(event, Reason::Hole, format!("the account stands at {}", self.seq)));
         }
         self.seq = event.seq;
+        let mut lapsing = Lapsing::of(event);
         if event.change > 0 {
-            self.apply_changes(event, letters);
+            self.apply_changes(event, &mut lapsing, letters);
         }
         for delta in &event.deltas {
             self.shift(*delta, event, letters);
+            self.lapse(*delta, event.at, &mut lapsing);
         }
         self.add_debt(i128::from(event.debt_delta), event, letters);
         self.charged = self.charged.saturating_add(event.charged.micro());
@@ -136,7 +142,7 @@ impl Rows {
     }
 
     /// Takes over what the ledger says it has applied: change `event.change` and, should an event be missing, those before it.
-    fn apply_changes(&mut self, event: &Event, letters: &mut Vec<Letter>) {
+    fn apply_changes(&mut self, event: &Event, lapsing: &mut Lapsing, letters: &mut Vec<Letter>) {
         let due = self.changes.iter().take_while(|(number, _)| *number <= event.change).count();
         let due: Vec<(u64, Change)> = self.changes.drain(..due).collect();
         if due.last().is_none_or(|(number, _)| *number != event.change) {
@@ -150,8 +156,12 @@ impl Rows {
                     self.balance = self.balance.saturating_add(amount_micro);
                     self.granted = self.granted.saturating_add(amount_micro);
                 }
-                Change::Rollover { .. } => self.begin_rollover(GrantId(number), event),
-                Change::Revoke { .. } => {}
+                Change::Rollover { from, .. } => {
+                    let moved = self.begin_rollover(GrantId(number), from, event);
+                    lapsing.moves(from, moved);
+                }
+                Change::Revoke { grant, amount_micro: None } => lapsing.ends(grant),
+                Change::Revoke { grant, amount_micro: Some(_) } => lapsing.clawed = Some(grant),
                 Change::Freeze { scope } => self.set_frozen(scope, true),
                 Change::Unfreeze { scope } => self.set_frozen(scope, false),
             }
@@ -159,10 +169,26 @@ impl Rows {
     }
 
     /// Only the ledger knew how much moves: the new grant is that large.
-    fn begin_rollover(&mut self, to: GrantId, event: &Event) {
+    fn begin_rollover(&mut self, to: GrantId, from: GrantId, event: &Event) -> i64 {
         let moved = event.deltas.iter().find(|delta| delta.grant == to).map_or(0, |delta| delta.micro);
+        let moved = moved.clamp(0, Credits::MAX.micro());
+        let frozen = self.grant(from).is_some_and(|grant| grant.frozen);
         if let Some(grant) = self.grant(to) {
-            grant.amount = moved.clamp(0, Credits::MAX.micro());
+            grant.amount = moved;
+            grant.frozen = frozen;
+            grant.changed = true;
+        }
+        moved
+    }
+
+    /// Counts what the event wrote off of a grant.
+    fn lapse(&mut self, delta: Delta, at: Micros, lapsing: &mut Lapsing) {
+        let Some(grant) = self.grant(delta.grant) else { return };
+        let due = grant.expires_at > 0 && grant.expires_at.saturating_add(WRITE_OFF_AFTER_US) <= at;
+        let most = (grant.amount - grant.lapsed).max(0);
+        let lapsed = lapsing.share(delta, due).min(most);
+        if lapsed > 0 {
+            grant.lapsed += lapsed;
             grant.changed = true;
         }
     }
@@ -218,7 +244,7 @@ impl Rows {
         let mut ids: Vec<GrantId> = events.flat_map(|event| event.deltas.iter().map(|delta| delta.grant)).collect();
         for (number, change) in &self.changes {
             match change {
-                Change::Rollover { .. } => ids.push(GrantId(*number)),
+                Change::Rollover { from, .. } => ids.extend([*from, GrantId(*number)]),
                 Change::Freeze { scope: Scope::Grant { grant } }
                 | Change::Unfreeze { scope: Scope::Grant { grant } } => ids.push(*grant),
                 _ => {}
@@ -227,6 +253,44 @@ impl Rows {
         ids.sort_unstable();
         ids.dedup();
         ids
+    }
+}
+
+/// Which part of an event's deltas ended unused. The event tells the sum; of a settlement that pays from several grants
+/// past their time, how it divides among these is a guess, and the sum is right.
+struct Lapsing {
+    /// What was written off and is not told to be of a grant yet.
+    left: i64,
+    /// The grant that a revocation ended, or a rollover emptied, and how much of it moved.
+    ended: Option<(GrantId, i64)>,
+    /// The grant that was revoked by an amount: that is a claim on what was sold, not a lapse.
+    clawed: Option<GrantId>,
+}
+
+impl Lapsing {
+    fn of(event: &Event) -> Lapsing {
+        Lapsing { left: event.written_off.micro(), ended: None, clawed: None }
+    }
+
+    fn ends(&mut self, grant: GrantId) {
+        self.ended = Some((grant, 0));
+    }
+
+    fn moves(&mut self, from: GrantId, moved: i64) {
+        self.ended = Some((from, moved));
+    }
+
+    fn share(&mut self, delta: Delta, due: bool) -> i64 {
+        let gone = delta.micro.saturating_neg().max(0);
+        let share = match self.ended {
+            _ if self.clawed == Some(delta.grant) => 0,
+            Some((grant, moved)) if grant == delta.grant => gone - moved,
+            _ if due => gone,
+            _ => 0,
+        };
+        let share = share.clamp(0, self.left.max(0));
+        self.left -= share;
+        share
     }
 }
 
@@ -260,7 +324,15 @@ mod tests {
     }
 
     fn rows(remaining: i64) -> Rows {
-        let grant = GrantRows { id: GrantId(1), amount: 100, remaining, frozen: false, changed: false };
+        let grant = GrantRows {
+            id: GrantId(1),
+            amount: 100,
+            remaining,
+            frozen: false,
+            expires_at: 0,
+            lapsed: 0,
+            changed: false,
+        };
         Rows { balance: remaining, applied_change: 1, grants: vec![grant], ..Rows::default() }
     }
 
@@ -301,6 +373,52 @@ mod tests {
         assert_eq!((rows.balance, rows.seq), (70, 3));
         let reasons: Vec<Reason> = letters.iter().map(|letter| letter.reason).collect();
         assert_eq!(reasons, [Reason::Repeat, Reason::Hole]);
+    }
+
+    fn lapsed(rows: &Rows) -> Vec<i64> {
+        rows.grants.iter().map(|grant| grant.lapsed).collect()
+    }
+
+    #[test]
+    fn what_expires_lapses_and_what_is_paid_or_clawed_does_not() {
+        let (mut rows, mut letters) = (rows(100), Vec::new());
+        rows.grants[0].expires_at = 10;
+        let (before, after) = (10 + WRITE_OFF_AFTER_US - 1, 10 + WRITE_OFF_AFTER_US);
+        rows.apply(&Event { at: before, ..event(1, &[(1, -30)], 0) }, &mut letters);
+        assert_eq!(lapsed(&rows), [0]);
+        rows.changes = vec![(2, Change::Revoke { grant: GrantId(1), amount_micro: Some(5) })];
+        let written_off = Credits::from_micro(5).unwrap();
+        rows.apply(&Event { at: after, change: 2, written_off, ..event(2, &[(1, -5)], 0) }, &mut letters);
+        assert_eq!(lapsed(&rows), [0]);
+        // Of what was held 25 are paid, and the rest of the grant ends.
+        let written_off = Credits::from_micro(40).unwrap();
+        rows.apply(&Event { at: after, written_off, ..event(3, &[(1, -65)], 0) }, &mut letters);
+        assert_eq!((lapsed(&rows), rows.grants[0].remaining), (vec![40], 0));
+        assert!(letters.is_empty());
+    }
+
+    #[test]
+    fn what_a_rollover_or_an_end_leaves_behind_lapses() {
+        let (mut rows, mut letters) = (rows(100), Vec::new());
+        rows.grants[0].frozen = true;
+        rows.grants.push(GrantRows {
+            id: GrantId(2),
+            amount: 0,
+            remaining: 0,
+            frozen: false,
+            ..rows.grants[0].clone()
+        });
+        rows.changes = vec![
+            (2, Change::Rollover { from: GrantId(1), cap_micro: 60, kind: GrantKind::Plan, expires_at: 0 }),
+            (3, Change::Revoke { grant: GrantId(2), amount_micro: None }),
+        ];
+        let written_off = |micro| Credits::from_micro(micro).unwrap();
+        let rollover = Event { change: 2, written_off: written_off(40), ..event(1, &[(1, -100), (2, 60)], 0) };
+        rows.apply(&rollover, &mut letters);
+        assert_eq!((lapsed(&rows), rows.grants[1].amount, rows.grants[1].frozen), (vec![40, 0], 60, true));
+        rows.apply(&Event { change: 3, written_off: written_off(60), ..event(2, &[(2, -60)], 0) }, &mut letters);
+        assert_eq!((lapsed(&rows), rows.balance), (vec![40, 60], 0));
+        assert!(letters.is_empty());
     }
 
     #[test]

@@ -11,12 +11,14 @@ pub(super) const SQLITE: &[Step] = &[
     ("V2__journal", include_str!("../../migrations/sqlite/V2__journal.sql")),
     ("V4__retention", include_str!("../../migrations/sqlite/V4__retention.sql")),
     ("V5__books", include_str!("../../migrations/sqlite/V5__books.sql")),
+    ("V6__billing", include_str!("../../migrations/sqlite/V6__billing.sql")),
 ];
 
 pub(super) const POSTGRES: &[Step] = &[
     ("V1__foundation", include_str!("../../migrations/postgres/V1__foundation.sql")),
     ("V4__retention", include_str!("../../migrations/postgres/V4__retention.sql")),
     ("V5__books", include_str!("../../migrations/postgres/V5__books.sql")),
+    ("V6__billing", include_str!("../../migrations/postgres/V6__billing.sql")),
 ];
 
 /// Where refinery keeps what was applied.

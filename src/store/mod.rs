@@ -1,6 +1,7 @@
 //! The store: durable facts. Users, keys, grants, numbered billing changes, usage, and how far the ledger's events
 //! have been written. SQLite and Postgres implement [`Store`] and pass the same suite.
 
+pub mod billing;
 pub mod books;
 mod changes;
 mod common;
@@ -242,7 +243,7 @@ pub enum Idempotent {
 }
 
 #[async_trait]
-pub trait Store: Books + Send + Sync + 'static {
+pub trait Store: Books + billing::BillingStore + Send + Sync + 'static {
     /// Brings the schema up to date; forward only. Answers how many migrations ran. `Schema` when the store has
     /// migrations that this program does not know.
     async fn migrate(&self) -> StoreResult<usize>;

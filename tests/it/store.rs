@@ -159,6 +159,8 @@ macro_rules! suite {
     };
 }
 
+mod billing;
+
 suite!(
     a_new_user_has_its_signup_credits,
     a_flush_is_written_exactly_once,

@@ -85,15 +85,17 @@ impl Account {
         expires_at: Micros,
         effect: &mut Effect,
     ) {
-        let mut moved = 0;
+        let (mut moved, mut frozen) = (0, false);
         if let Some(grant) = self.grants.iter_mut().find(|grant| grant.id == from) {
             moved = grant.remaining.min(cap);
             effect.shift(from, -grant.remaining);
             effect.written_off += grant.remaining - moved;
             grant.remaining = 0;
+            // What is frozen stays so wherever it moves.
+            frozen = grant.frozen;
         }
         effect.shift(to, moved);
-        self.insert_grant(Grant { id: to, kind, remaining: moved, expires_at, frozen: false, claw: 0 });
+        self.insert_grant(Grant { id: to, kind, remaining: moved, expires_at, frozen, claw: 0 });
     }
 
     pub(super) fn set_frozen(&mut self, scope: Scope, frozen: bool) {

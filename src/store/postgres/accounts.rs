@@ -60,16 +60,21 @@ fn read_user(row: &Row) -> StoreResult<User> {
 
 pub(super) async fn set_plan(client: &mut Client, id: &AccountId, plan: &str, actor: &str) -> StoreResult<User> {
     let tx = client.transaction().await.map_err(failed)?;
+    let user = move_plan(&tx, id, plan, actor).await?;
+    tx.commit().await.map_err(failed)?;
+    Ok(user)
+}
+
+pub(super) async fn move_plan(tx: &Transaction<'_>, id: &AccountId, plan: &str, actor: &str) -> StoreResult<User> {
     let select = format!("SELECT {USER_COLUMNS} FROM users WHERE id = $1 FOR NO KEY UPDATE");
-    let found = query_opt(&tx, &select, &[&id.as_str()]).await?.as_ref().map(read_user).transpose()?;
+    let found = query_opt(tx, &select, &[&id.as_str()]).await?.as_ref().map(read_user).transpose()?;
     let user = changes::may_replan(found)?;
     if user.plan == plan {
         return Ok(user);
     }
-    execute(&tx, "UPDATE users SET plan = $2 WHERE id = $1", &[&id.as_str(), &plan]).await?;
-    identity::audit(&tx, actor, "user.plan", Some(id), plan).await?;
-    identity::tell(&tx, None, Some(id)).await?;
-    tx.commit().await.map_err(failed)?;
+    execute(tx, "UPDATE users SET plan = $2 WHERE id = $1", &[&id.as_str(), &plan]).await?;
+    identity::audit(tx, actor, "user.plan", Some(id), plan).await?;
+    identity::tell(tx, None, Some(id)).await?;
     Ok(User { plan: plan.to_owned(), ..user })
 }
 
@@ -80,7 +85,7 @@ pub(super) async fn add_change(client: &mut Client, new: NewChange) -> StoreResu
     Ok(stored)
 }
 
-async fn store_change(tx: &Transaction<'_>, new: NewChange) -> StoreResult<ChangeRow> {
+pub(super) async fn store_change(tx: &Transaction<'_>, new: NewChange) -> StoreResult<ChangeRow> {
     // The account's row is locked first: whoever comes second sees the first one's source key.
     let facts = lock(tx, &new).await?;
     if let Some(known) = by_source_key(tx, &new.source_key).await? {

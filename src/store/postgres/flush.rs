@@ -2,6 +2,7 @@
 //! so of two flushers one waits and then finds it elsewhere.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::SystemTime;
 
 use deadpool_postgres::{Client, Transaction};
 use tokio_postgres::Row;
@@ -10,7 +11,7 @@ use super::super::common::{self, UsageColumns, bits, int, uint};
 use super::super::effects::{self, GrantRows, Letter, Reason, Rows};
 use super::super::{Cursor, FlushBatch, Flushed, StoreError, StoreResult, changes};
 use super::usage::UsageArrays;
-use super::{execute, failed, query, query_opt};
+use super::{execute, failed, micros, query, query_opt};
 use crate::ledger::{AccountId, Event, GrantId};
 
 pub(super) async fn cursor(client: &Client, shard: u32) -> StoreResult<Cursor> {
@@ -241,13 +242,16 @@ async fn load_grants(tx: &Transaction<'_>, events: &[&Event], accounts: &mut Acc
     if ids.is_empty() {
         return Ok(());
     }
-    let select = "SELECT g.user_id, g.id, g.amount, g.remaining, g.frozen FROM credit_grants AS g
+    let select =
+        "SELECT g.user_id, g.id, g.amount, g.remaining, g.frozen, g.expires_at, g.lapsed FROM credit_grants AS g
         JOIN unnest($1::text[], $2::bigint[]) AS w (user_id, id) ON g.user_id = w.user_id AND g.id = w.id";
     for row in query(tx, select, &[&ids, &grants]).await? {
         if let Some((rows, _)) = accounts.get_mut(&common::account(row.get(0))?) {
             let id = GrantId(uint(row.get(1)));
             let (amount, remaining, frozen) = (row.get(2), row.get(3), row.get(4));
-            rows.grants.push(GrantRows { id, amount, remaining, frozen, changed: false });
+            let expires_at = row.get::<_, Option<SystemTime>>(5).map_or(0, micros);
+            let lapsed = row.get(6);
+            rows.grants.push(GrantRows { id, amount, remaining, frozen, expires_at, lapsed, changed: false });
         }
     }
     Ok(())
@@ -285,11 +289,13 @@ async fn save_grants(tx: &Transaction<'_>, accounts: &Accounts) -> StoreResult<(
     let amounts: Vec<i64> = grants.iter().map(|grant| grant.amount).collect();
     let remaining: Vec<i64> = grants.iter().map(|grant| grant.remaining).collect();
     let frozen: Vec<bool> = grants.iter().map(|grant| grant.frozen).collect();
-    let update = "UPDATE credit_grants AS g SET amount = w.amount, remaining = w.remaining, frozen = w.frozen
-        FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::boolean[])
-            AS w (user_id, id, amount, remaining, frozen)
+    let lapsed: Vec<i64> = grants.iter().map(|grant| grant.lapsed).collect();
+    let update = "UPDATE credit_grants AS g
+        SET amount = w.amount, remaining = w.remaining, frozen = w.frozen, lapsed = w.lapsed
+        FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::boolean[], $6::bigint[])
+            AS w (user_id, id, amount, remaining, frozen, lapsed)
         WHERE g.user_id = w.user_id AND g.id = w.id";
-    execute(tx, update, &[&ids, &numbers, &amounts, &remaining, &frozen]).await.map(drop)
+    execute(tx, update, &[&ids, &numbers, &amounts, &remaining, &frozen, &lapsed]).await.map(drop)
 }
 
 async fn save_changes(tx: &Transaction<'_>, accounts: &Accounts) -> StoreResult<()> {

@@ -1,6 +1,7 @@
 //! The store in Postgres 15 or newer: any number of replicas share it.
 
 mod accounts;
+mod billing;
 mod books;
 mod connect;
 mod flush;

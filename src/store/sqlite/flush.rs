@@ -178,8 +178,9 @@ impl<'a> Flush<'a> {
         if newest > rows.applied_change {
             rows.changes = accounts::changes_between(self.tx, account, rows.applied_change, newest)?;
         }
-        let mut select =
-            self.statement("SELECT amount, remaining, frozen FROM credit_grants WHERE user_id = ?1 AND id = ?2")?;
+        let mut select = self.statement(
+            "SELECT amount, remaining, frozen, expires_at, lapsed FROM credit_grants WHERE user_id = ?1 AND id = ?2",
+        )?;
         for id in rows.grants_touched(events.iter().copied()) {
             let read = |row: &Row<'_>| read_grant(id, row);
             let found = select.query_row(params![account.as_str(), int(id.0)], read).optional().map_err(failed)?;
@@ -206,9 +207,11 @@ impl<'a> Flush<'a> {
             change,
         ];
         execute(self.tx, update, row)?;
-        let update = "UPDATE credit_grants SET amount = ?3, remaining = ?4, frozen = ?5 WHERE user_id = ?1 AND id = ?2";
+        let update = "UPDATE credit_grants SET amount = ?3, remaining = ?4, frozen = ?5, lapsed = ?6
+            WHERE user_id = ?1 AND id = ?2";
         for grant in rows.grants.iter().filter(|grant| grant.changed) {
-            execute(self.tx, update, params![account, int(grant.id.0), grant.amount, grant.remaining, grant.frozen])?;
+            let id = int(grant.id.0);
+            execute(self.tx, update, params![account, id, grant.amount, grant.remaining, grant.frozen, grant.lapsed])?;
         }
         if rows.applied_change > before {
             let update = "UPDATE credit_changes SET applied = 1 WHERE user_id = ?1 AND number > ?2 AND number <= ?3";
@@ -309,7 +312,16 @@ pub(super) fn execute(tx: &Transaction<'_>, sql: &str, row: impl rusqlite::Param
 }
 
 fn read_grant(id: GrantId, row: &Row<'_>) -> rusqlite::Result<GrantRows> {
-    Ok(GrantRows { id, amount: row.get(0)?, remaining: row.get(1)?, frozen: row.get(2)?, changed: false })
+    let expires_at: Option<i64> = row.get(3)?;
+    Ok(GrantRows {
+        id,
+        amount: row.get(0)?,
+        remaining: row.get(1)?,
+        frozen: row.get(2)?,
+        expires_at: expires_at.map_or(0, uint),
+        lapsed: row.get(4)?,
+        changed: false,
+    })
 }
 
 pub(super) fn usage(tx: &Transaction<'_>, account: &AccountId, page: &PageRequest) -> StoreResult<Page<UsageRow>> {

@@ -1,6 +1,7 @@
 //! The store as a SQLite file: one process, nothing to install.
 
 mod accounts;
+mod billing;
 mod books;
 mod flush;
 mod identity;

@@ -10,6 +10,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use faregate::admin::{self, AdminParts};
 use faregate::api::{self, ApiParts};
+use faregate::billing::Billing;
 use faregate::bridge::{self, Auditor, EventLog, Pusher, RedisEvents, StoreEpochs, StoreSource};
 use faregate::config::{Config, Plan, Secret};
 use faregate::identity::Identity;
@@ -153,6 +154,7 @@ impl Ground {
             identity: identity.clone(),
             config: self.config.clone(),
             metrics: metrics.clone(),
+            billing: Billing::new(&self.config).map(Arc::new),
             tasks: self.tasks.clone(),
         });
         let admin = admin::router(AdminParts {

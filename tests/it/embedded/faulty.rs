@@ -3,7 +3,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use faregate::ledger::{AccountId, AccountState};
+use faregate::ledger::{AccountId, AccountState, Micros};
+use faregate::store::billing::*;
 use faregate::store::*;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -275,5 +276,96 @@ impl Journal for Faulty {
             return Err(StoreError::Unavailable("the answer was lost".into()));
         }
         Ok(folded)
+    }
+}
+
+#[async_trait::async_trait]
+impl BillingStore for Faulty {
+    async fn insert_event(&self, event: NewEvent) -> StoreResult<bool> {
+        self.inner.insert_event(event).await
+    }
+
+    async fn billing_event(&self, id: &str) -> StoreResult<Option<EventRow>> {
+        self.inner.billing_event(id).await
+    }
+
+    async fn billing_events(&self, filter: EventFilter, page: PageRequest) -> StoreResult<Page<EventRow>> {
+        self.inner.billing_events(filter, page).await
+    }
+
+    async fn claim_events(&self, limit: u32, lease_us: u64) -> StoreResult<Vec<EventRow>> {
+        self.inner.claim_events(limit, lease_us).await
+    }
+
+    async fn finish_event(&self, id: &str, outcome: EventOutcome) -> StoreResult<()> {
+        self.inner.finish_event(id, outcome).await
+    }
+
+    async fn replay_event(&self, id: &str) -> StoreResult<EventRow> {
+        self.inner.replay_event(id).await
+    }
+
+    async fn event_counts(&self) -> StoreResult<(u64, u64)> {
+        self.inner.event_counts().await
+    }
+
+    async fn billing_account(&self, user: &AccountId) -> StoreResult<BillingAccount> {
+        self.inner.billing_account(user).await
+    }
+
+    async fn apply_decision(&self, decision: Decision) -> StoreResult<Option<Vec<ChangeRow>>> {
+        self.inner.apply_decision(decision).await
+    }
+
+    async fn user_of_customer(&self, customer: &str) -> StoreResult<Option<AccountId>> {
+        self.inner.user_of_customer(customer).await
+    }
+
+    async fn user_of_subscription(&self, subscription: &str) -> StoreResult<Option<AccountId>> {
+        self.inner.user_of_subscription(subscription).await
+    }
+
+    async fn user_of_payment(&self, payment_intent: &str) -> StoreResult<Option<AccountId>> {
+        self.inner.user_of_payment(payment_intent).await
+    }
+
+    async fn claim_due_accounts(&self, limit: u32, lease_us: u64) -> StoreResult<Vec<AccountId>> {
+        self.inner.claim_due_accounts(limit, lease_us).await
+    }
+
+    async fn billed_users(&self, after: Option<&AccountId>, limit: u32) -> StoreResult<Vec<AccountId>> {
+        self.inner.billed_users(after, limit).await
+    }
+
+    async fn begin_checkout(&self, checkout: Checkout) -> StoreResult<()> {
+        self.inner.begin_checkout(checkout).await
+    }
+
+    async fn open_checkout(&self, user: &AccountId) -> StoreResult<Option<Checkout>> {
+        self.inner.open_checkout(user).await
+    }
+
+    async fn checkout_of_session(&self, session: &str) -> StoreResult<Option<Checkout>> {
+        self.inner.checkout_of_session(session).await
+    }
+
+    async fn set_checkout_session(&self, id: Uuid, session: &str) -> StoreResult<()> {
+        self.inner.set_checkout_session(id, session).await
+    }
+
+    async fn set_checkout_state(&self, id: Uuid, state: CheckoutState) -> StoreResult<()> {
+        self.inner.set_checkout_state(id, state).await
+    }
+
+    async fn call_key(&self, scope: &str, fingerprint: u64, life_us: u64) -> StoreResult<String> {
+        self.inner.call_key(scope, fingerprint, life_us).await
+    }
+
+    async fn claim_reconciliation(&self, next_us: u64) -> StoreResult<Option<Option<Micros>>> {
+        self.inner.claim_reconciliation(next_us).await
+    }
+
+    async fn finish_reconciliation(&self, until: Micros) -> StoreResult<()> {
+        self.inner.finish_reconciliation(until).await
     }
 }

@@ -424,15 +424,19 @@ impl Shadow {
     }
 
     fn follow_change(&mut self, id: GrantId, kind: EventKind, change: Change) {
-        let mut insert = |kind, remaining_micro, expires_at| {
-            self.grants.insert(id, GrantState { id, kind, remaining_micro, expires_at, frozen: false });
+        let frozen = match &change {
+            Change::Rollover { from, .. } => self.grants.get(from).is_some_and(|grant| grant.frozen),
+            _ => false,
+        };
+        let mut insert = |kind, remaining_micro, expires_at, frozen| {
+            self.grants.insert(id, GrantState { id, kind, remaining_micro, expires_at, frozen });
         };
         match change {
             Change::Grant { kind, amount_micro, expires_at } => {
-                insert(kind, amount_micro, expires_at);
+                insert(kind, amount_micro, expires_at, false);
                 self.net += amount_micro;
             }
-            Change::Rollover { kind, expires_at, .. } => insert(kind, 0, expires_at),
+            Change::Rollover { kind, expires_at, .. } => insert(kind, 0, expires_at, frozen),
             Change::Revoke { .. } => {}
             Change::Freeze { scope: Scope::Account } | Change::Unfreeze { scope: Scope::Account } => {
                 self.frozen = kind == EventKind::Frozen;
