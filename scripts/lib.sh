@@ -101,8 +101,10 @@ redis_start() { # words before the command…: its port goes to $redis_port, its
   await redis-server redis-cli -p "$redis_port" ping
 }
 
-postgres_start() { # words before the command…: a server without fsync, its URL goes to $postgres_url
-  local bin as=() port_of
+postgres_start() { # words before the command…, --, its arguments…: a server without fsync, its URL goes to $postgres_url
+  local bin as=() port_of before=()
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do before+=("$1"); shift; done
+  [ $# -eq 0 ] || shift
   bin=$(compgen -G '/usr/lib/postgresql/*/bin/initdb' | sort -V | tail -n 1)
   bin=$(dirname "${bin:-$(command -v initdb)}")
   mkdir "$work/postgres"
@@ -114,8 +116,8 @@ postgres_start() { # words before the command…: a server without fsync, its UR
   (cd "$work/postgres" && "${as[@]}" "$bin/initdb" --no-sync --no-instructions --auth=trust --username=postgres --encoding=UTF8 \
     --locale=C --pgdata "$work/postgres/data" >"$work/postgres.log")
   port; port_of=$reply
-  "$@" "${as[@]}" "$bin/postgres" -D "$work/postgres/data" -k "$work/postgres" -p "$port_of" -c listen_addresses=127.0.0.1 \
-    -c fsync=off -c synchronous_commit=off -c shared_buffers=128MB >>"$work/postgres.log" 2>&1 &
+  "${before[@]}" "${as[@]}" "$bin/postgres" -D "$work/postgres/data" -k "$work/postgres" -p "$port_of" -c listen_addresses=127.0.0.1 \
+    -c fsync=off -c synchronous_commit=off -c shared_buffers=128MB "$@" >>"$work/postgres.log" 2>&1 &
   pids+=($!)
   # shellcheck disable=SC2034 # for whoever sources this
   postgres_url=postgres://postgres@127.0.0.1:$port_of/postgres

@@ -2,6 +2,7 @@
 //! into the store's tables, or, where requests wait for it and the store has one, into its journal, which is folded into
 //! the tables a moment later.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -57,7 +58,8 @@ pub async fn run(
     metrics: Metrics,
     stop: CancellationToken,
 ) {
-    let flusher = Flusher { log: &log, store: &store, settings, metrics: &metrics, stop: &stop };
+    let backlogs = Backlogs::new(log.shards(), &metrics);
+    let flusher = Flusher { log: &log, store: &store, settings, metrics: &metrics, backlogs, stop: &stop };
     let shards = (0..log.shards()).map(async |shard| {
         let folder = if log.awaited() { Folder::new(&log, &store, &metrics, shard) } else { None };
         let Some(folder) = &folder else { return flusher.run(shard, None).await };
@@ -71,17 +73,61 @@ pub async fn run(
     futures_util::future::join_all(shards).await;
 }
 
+/// What came of one turn.
+enum Turn {
+    Empty,
+    /// Something was written, and nothing more was there.
+    CaughtUp,
+    Full,
+}
+
+/// What waits in each shard's log; the metrics tell the sum of the backlogs and the longest lag.
+struct Backlogs<'a> {
+    /// Entries, and the age of the oldest in milliseconds.
+    shards: Vec<(AtomicI64, AtomicI64)>,
+    metrics: &'a Metrics,
+}
+
+impl Backlogs<'_> {
+    fn new(shards: u32, metrics: &Metrics) -> Backlogs<'_> {
+        Backlogs { shards: (0..shards).map(|_| Default::default()).collect(), metrics }
+    }
+
+    fn note(&self, shard: u32, entries: &Entries) {
+        if let Some((backlog, lag)) = self.shards.get(shard as usize) {
+            backlog.store(i64::try_from(entries.backlog).unwrap_or(i64::MAX), Ordering::Relaxed);
+            lag.store(i64::try_from(entries.lag.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
+        }
+        let backlogs = self.shards.iter().map(|(backlog, _)| backlog.load(Ordering::Relaxed));
+        let lags = self.shards.iter().map(|(_, lag)| lag.load(Ordering::Relaxed));
+        self.metrics.outbox_backlog.set(backlogs.fold(0, i64::saturating_add));
+        self.metrics.outbox_lag_ms.set(lags.max().unwrap_or(0));
+    }
+}
+
 struct Flusher<'a, L> {
     log: &'a L,
     store: &'a SharedStore,
     settings: &'a config::Store,
     metrics: &'a Metrics,
+    backlogs: Backlogs<'a>,
     stop: &'a CancellationToken,
+}
+
+/// Where one shard's flusher stands.
+#[derive(Default)]
+struct Place {
+    /// The store's cursor. `None`: it must be asked.
+    cursor: Option<Cursor>,
+    /// What was read behind the last batch while that was written, and from where.
+    ahead: Option<(Cursor, Entries)>,
+    /// The cursor as it was last known, for figures only.
+    last: Option<Cursor>,
 }
 
 impl<L: EventLog> Flusher<'_, L> {
     async fn run(&self, shard: u32, folder: Option<&Folder<'_, L>>) {
-        let mut cursor = None;
+        let mut place = Place::default();
         let mut backoff = BACKOFF_MIN;
         let mut deadline = None;
         let most = self.settings.flush_batch.max(1);
@@ -95,17 +141,17 @@ impl<L: EventLog> Flusher<'_, L> {
                     return;
                 }
             }
-            match self.turn(shard, folder, &mut cursor, limit).await {
-                Ok(0) if stopping => return,
+            match self.turn(shard, folder, &mut place, limit).await {
+                Ok(Turn::Empty) if stopping => return,
                 // Where others go on writing the log never runs dry: what was there at the stop is in the store.
-                Ok(count) if stopping && count < limit && !self.log.awaited() => return,
+                Ok(Turn::CaughtUp) if stopping && !self.log.awaited() => return,
                 Ok(_) => {
                     backoff = BACKOFF_MIN;
                     limit = limit.saturating_mul(2).min(most);
                 }
                 Err(FlushError::Store(StoreError::CursorMoved)) => {
                     // Another replica's flusher is at work: it is left to it for a moment.
-                    cursor = None;
+                    place = Place::default();
                     tokio::time::sleep(BACKOFF_MIN).await;
                 }
                 Err(FlushError::Log(error @ LogError::Lost(_))) if self.log.awaited() => {
@@ -115,7 +161,8 @@ impl<L: EventLog> Flusher<'_, L> {
                 Err(error) => {
                     tracing::warn!(shard, %error, wait_ms = backoff.as_millis() as u64, "events could not be flushed");
                     // Whether a failed commit took effect is not known: the store's own cursor tells.
-                    cursor = None;
+                    place = Place { last: place.last, ..Place::default() };
+                    self.look(shard, &place).await;
                     // A batch that is too much for a slow store would be too much each time.
                     limit = (limit / 2).max(1);
                     tokio::time::sleep(backoff).await;
@@ -125,16 +172,17 @@ impl<L: EventLog> Flusher<'_, L> {
         }
     }
 
-    /// Reads, writes and acknowledges at most `limit` entries. Answers how many they were.
+    /// Reads, writes and acknowledges at most `limit` entries and about as many events. While they are written the next
+    /// ones are read, where more are there and nobody waits for the commit.
     async fn turn(
         &self,
         shard: u32,
         folder: Option<&Folder<'_, L>>,
-        known: &mut Option<Cursor>,
+        place: &mut Place,
         limit: usize,
-    ) -> Result<usize, FlushError> {
+    ) -> Result<Turn, FlushError> {
         let started = Instant::now();
-        let from = match *known {
+        let from = match place.cursor {
             Some(cursor) => cursor,
             None => {
                 let cursor = match folder {
@@ -143,31 +191,53 @@ impl<L: EventLog> Flusher<'_, L> {
                 };
                 // What an unknown commit or another flusher wrote need not be written again.
                 self.acknowledge(shard, folder, cursor).await?;
-                *known.insert(cursor)
+                *place.cursor.insert(cursor)
             }
         };
-        let entries = self.read(shard, from, limit).await?;
-        self.metrics.outbox_backlog.set(i64::try_from(entries.backlog).unwrap_or(i64::MAX));
-        self.metrics.outbox_lag_ms.set(i64::try_from(entries.lag.as_millis()).unwrap_or(i64::MAX));
-        let count = entries.count;
-        if count == 0 {
-            return Ok(0);
+        place.last = Some(from);
+        let entries = match place.ahead.take() {
+            Some((behind, entries)) if behind == from => entries,
+            _ => self.read(shard, from, limit).await?,
+        };
+        self.backlogs.note(shard, &entries);
+        if entries.count == 0 {
+            return Ok(Turn::Empty);
         }
-        let Entries { to, events, sessions, records, .. } = entries;
-        let batch = FlushBatch { shard, from, to, events, sessions, records };
-        match folder {
-            Some(folder) => folder.append(batch).await?,
-            None => {
-                let flushed = self.store.flush(batch).await?;
-                self.metrics.flushed_rows.inc_by(flushed.usage_rows);
-                self.metrics.dead_letters.inc_by(flushed.dead_letters);
-            }
-        }
+        let full = entries.more || entries.count >= limit;
+        let Entries { to, events, sessions, records, more, .. } = entries;
         let cursor = Cursor { epoch: from.epoch, counter: to };
-        *known = Some(cursor);
+        let write = self.write(folder, FlushBatch { shard, from, to, events, sessions, records });
+        if more && !self.log.awaited() {
+            let (written, ahead) = tokio::join!(write, self.log.read(shard, cursor, limit, Duration::ZERO));
+            // A read that failed is done again, and then it counts.
+            place.ahead = ahead.ok().filter(|entries| entries.count > 0).map(|entries| (cursor, entries));
+            written?;
+        } else {
+            write.await?;
+        }
+        place.cursor = Some(cursor);
         self.acknowledge(shard, folder, cursor).await?;
-        self.pace(count < limit, started).await;
-        Ok(count)
+        self.pace(!full, started).await;
+        Ok(if full { Turn::Full } else { Turn::CaughtUp })
+    }
+
+    async fn write(&self, folder: Option<&Folder<'_, L>>, batch: FlushBatch) -> Result<(), FlushError> {
+        if let Some(folder) = folder {
+            return folder.append(batch).await;
+        }
+        let flushed = self.store.flush(batch).await?;
+        self.metrics.flushed_rows.inc_by(flushed.usage_rows);
+        self.metrics.dead_letters.inc_by(flushed.dead_letters);
+        Ok(())
+    }
+
+    /// How much waits, while the store takes nothing.
+    async fn look(&self, shard: u32, place: &Place) {
+        if let Some(cursor) = place.last.filter(|_| !self.log.awaited())
+            && let Ok(entries) = self.log.read(shard, cursor, 1, Duration::ZERO).await
+        {
+            self.backlogs.note(shard, &entries);
+        }
     }
 
     /// What was written into the tables needs no folding.

@@ -9,20 +9,32 @@ use tokio::sync::Mutex;
 use crate::ledger::LedgerError;
 use crate::ledger::log::{Entries, EventLog, LogError};
 use crate::ledger::redis::log::{self as redis_log, Log};
+use crate::ledger::redis::wire::decode::Entry;
 use crate::ledger::redis::{Epochs, Position, RedisLedger};
 use crate::store::{Cursor, SharedStore, StoreError};
 
+/// Entries in one reply of Redis: their size is known only once they are there.
+const READ_MAX: usize = 1_024;
+/// Events that an entry is taken to have until some were seen: many, so that the first reply is not too large.
+const EVENTS_PER_ENTRY: usize = 32;
+
 /// The event logs of all shards.
 pub struct RedisEvents {
-    shards: Vec<Mutex<Log>>,
+    shards: Vec<Mutex<Shard>>,
+}
+
+struct Shard {
+    log: Log,
+    /// As the last read found, rounded up.
+    events_per_entry: usize,
 }
 
 impl RedisEvents {
     pub fn new(ledger: &RedisLedger) -> RedisEvents {
-        RedisEvents { shards: (0..ledger.shards()).map(|shard| Mutex::new(ledger.log(shard))).collect() }
+        RedisEvents { shards: (0..ledger.shards()).map(|shard| Shard::new(ledger.log(shard))).collect() }
     }
 
-    fn shard(&self, shard: u32) -> Result<&Mutex<Log>, LogError> {
+    fn shard(&self, shard: u32) -> Result<&Mutex<Shard>, LogError> {
         let log = self.shards.get(shard as usize);
         log.ok_or_else(|| LogError::Unavailable(format!("there is no shard {shard}")))
     }
@@ -40,18 +52,18 @@ impl EventLog for RedisEvents {
     }
 
     async fn read(&self, shard: u32, cursor: Cursor, limit: usize, wait: Duration) -> Result<Entries, LogError> {
-        let mut log = self.shard(shard)?.lock().await;
+        let mut shard = self.shard(shard)?.lock().await;
         let after = Position { epoch: cursor.epoch, counter: cursor.counter };
-        let mut read = log.read(after, limit).await?;
+        let (mut read, mut more) = shard.read(after, limit).await?;
         if read.is_empty() && !wait.is_zero() {
             tokio::time::sleep(wait).await;
-            read = log.read(after, limit).await?;
+            (read, more) = shard.read(after, limit).await?;
         }
         let to = read.last().map_or(cursor.counter, |entry| entry.counter);
         // A page that is not full is all there is; only behind a full one the end must be asked for.
-        let behind = if read.len() < limit { 0 } else { log.position().await?.counter.saturating_sub(to) };
-        let mut entries =
-            Entries { count: read.len(), to, lag: read.first().map_or(Duration::ZERO, age), ..Entries::default() };
+        let behind = if more { shard.log.position().await?.counter.saturating_sub(to) } else { 0 };
+        let lag = read.first().map_or(Duration::ZERO, age);
+        let mut entries = Entries { count: read.len(), to, lag, more: behind > 0, ..Entries::default() };
         for entry in read {
             entries.sessions.push((entry.session.0, entry.number));
             entries.events.extend(entry.events);
@@ -62,11 +74,37 @@ impl EventLog for RedisEvents {
 
     async fn acknowledge(&self, shard: u32, cursor: Cursor) -> Result<(), LogError> {
         let to = Position { epoch: cursor.epoch, counter: cursor.counter };
-        Ok(self.shard(shard)?.lock().await.flushed(to).await?)
+        Ok(self.shard(shard)?.lock().await.log.flushed(to).await?)
     }
 }
 
-fn age(entry: &crate::ledger::redis::wire::decode::Entry) -> Duration {
+impl Shard {
+    fn new(log: Log) -> Mutex<Shard> {
+        Mutex::new(Shard { log, events_per_entry: EVENTS_PER_ENTRY })
+    }
+
+    /// Entries with at most `limit` events, or a single one with more; and whether there may be more of them.
+    async fn read(&mut self, after: Position, limit: usize) -> Result<(Vec<Entry>, bool), LogError> {
+        let asked = (limit / self.events_per_entry).clamp(1, READ_MAX);
+        let mut read = self.log.read(after, asked).await?;
+        let full = read.len() >= asked;
+        let mut events = 0;
+        let fitting = read.iter().take_while(|entry| {
+            events += entry.events.len();
+            events <= limit
+        });
+        let kept = fitting.count().max(1).min(read.len());
+        let cut = kept < read.len();
+        read.truncate(kept);
+        if !read.is_empty() {
+            let events: usize = read.iter().map(|entry| entry.events.len()).sum();
+            self.events_per_entry = events.div_ceil(read.len()).max(1);
+        }
+        Ok((read, full || cut))
+    }
+}
+
+fn age(entry: &Entry) -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::from_micros(entry.at))
 }

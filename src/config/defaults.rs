@@ -68,7 +68,7 @@ impl Default for Store {
             max_connections: 8,
             timeout_ms: 5_000,
             migrate: true,
-            flush_batch: 500,
+            flush_batch: 8_192,
             flush_interval_ms: 20,
         }
     }

@@ -101,7 +101,7 @@ pub struct Store {
     pub timeout_ms: u64,
     /// Migrate at start.
     pub migrate: bool,
-    /// The flusher takes at most so many log entries at once.
+    /// The flusher writes at most so many log entries, and about as many events, in one transaction.
     pub flush_batch: usize,
     /// How long the flusher waits for more when the log is empty.
     pub flush_interval_ms: u64,

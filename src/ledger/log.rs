@@ -33,6 +33,8 @@ pub struct Entries {
     pub backlog: u64,
     /// Age of the oldest of them.
     pub lag: Duration,
+    /// Whether more were in the log already when these were read.
+    pub more: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,8 +55,9 @@ pub trait EventLog: Send + Sync + 'static {
     /// Whether requests wait for the flush (group commit): then the next batch starts as soon as the last is done.
     fn awaited(&self) -> bool;
 
-    /// Entries after `cursor`, oldest first, at most `limit`. With none there, waits up to `wait` for the first.
-    /// Reading takes nothing away: an entry stays until it is acknowledged.
+    /// Entries after `cursor`, oldest first, at most `limit`, and with no more than `limit` events in them unless the
+    /// first alone has more. With none there, waits up to `wait` for the first. Reading takes nothing away: an entry stays
+    /// until it is acknowledged, and what follows it can be read before.
     async fn read(&self, shard: u32, cursor: Cursor, limit: usize, wait: Duration) -> Result<Entries, LogError>;
 
     /// Entries up to the cursor are safe in the store: they may be dropped, and whoever waits for them may go on.

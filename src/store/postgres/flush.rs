@@ -1,7 +1,7 @@
 //! The ledger's events become rows, each exactly once: the cursor's row is locked first and moves in the same transaction,
 //! so of two flushers one waits and then finds it elsewhere.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use deadpool_postgres::{Client, Transaction};
@@ -10,7 +10,7 @@ use tokio_postgres::Row;
 use super::super::common::{self, UsageColumns, bits, int, uint};
 use super::super::effects::{self, GrantRows, Letter, Reason, Rows};
 use super::super::{Cursor, FlushBatch, Flushed, StoreError, StoreResult, changes};
-use super::usage::UsageArrays;
+use super::{copy, usage};
 use super::{execute, failed, micros, query, query_opt};
 use crate::ledger::{AccountId, Event, GrantId};
 
@@ -51,12 +51,12 @@ pub(super) async fn raise_epoch(client: &mut Client, shard: u32, from: Cursor) -
     Ok(raised)
 }
 
-/// Tries the whole batch at once. Only where the store refuses a row is it done again, event by event, so that one
-/// poisoned event never stops those behind it.
+/// Tries the whole batch at once. Only where the store refuses a row is it done again, in ever smaller parts, so that
+/// one poisoned event never stops those behind it.
 pub(super) async fn flush(client: &mut Client, batch: &FlushBatch) -> StoreResult<Flushed> {
     match flush_once(client, batch, false).await {
         Err(StoreError::Conflict(reason)) => {
-            tracing::warn!(shard = batch.shard, reason, "a batch is flushed event by event");
+            tracing::warn!(shard = batch.shard, reason, "a batch is flushed in parts");
             flush_once(client, batch, true).await
         }
         done => done,
@@ -74,10 +74,16 @@ async fn flush_once(client: &mut Client, batch: &FlushBatch, carefully: bool) ->
     if carefully {
         // All accounts at once and in order, as in the other way: taken one by one they could meet another flusher's.
         lock_accounts(&tx, &sorted).await?;
-        flush.each(&mut tx, &batch.events).await?;
+        let wanted = flush.careful_effects(&mut tx, &batch.events, &sorted).await?;
+        let rows = flush.read_usage(&wanted);
+        flush.careful_usage(&mut tx, &rows).await?;
     } else if !sorted.is_empty() {
         let wanted = flush.effects(&tx, &sorted).await?;
-        flush.usage(&tx, &wanted).await?;
+        let rows = flush.read_usage(&wanted);
+        if !rows.is_empty() {
+            copy::rows(&tx, &rows).await?;
+            flush.usage_rows += rows.len() as u64;
+        }
     }
     sessions(&tx, batch).await?;
     records(&tx, batch).await?;
@@ -93,34 +99,49 @@ struct Flush {
     letters: Vec<Letter>,
 }
 
+/// An event and what of it becomes a usage row.
+type UsageRow<'e> = (&'e Event, UsageColumns);
+
 impl Flush {
-    /// Every event's effect and its usage row within a savepoint of its own.
-    async fn each(&mut self, tx: &mut Transaction<'_>, events: &[Event]) -> StoreResult<()> {
+    /// All effects within a savepoint; where the store refuses one of them, each within its own.
+    async fn careful_effects<'e>(
+        &mut self,
+        tx: &mut Transaction<'_>,
+        events: &'e [Event],
+        sorted: &[&'e Event],
+    ) -> StoreResult<Vec<&'e Event>> {
+        match self.effects_within(tx, sorted).await {
+            Err(StoreError::Conflict(_)) => {}
+            done => return done,
+        }
+        let mut wanted = Vec::with_capacity(events.len());
         for event in events {
-            let savepoint = tx.savepoint("effect").await.map_err(failed)?;
-            let letters = self.letters.len();
-            let wanted = match self.effects(&savepoint, &[event]).await {
-                Ok(wanted) => wanted,
+            match self.effects_within(tx, &[event]).await {
+                Ok(one) => wanted.extend(one),
                 Err(StoreError::Conflict(reason)) => {
-                    savepoint.rollback().await.map_err(failed)?;
-                    self.letters.truncate(letters);
-                    self.letters.push(Letter::new(event, Reason::RefusedEffect, reason));
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            savepoint.commit().await.map_err(failed)?;
-            let savepoint = tx.savepoint("usage").await.map_err(failed)?;
-            match self.usage(&savepoint, &wanted).await {
-                Ok(()) => savepoint.commit().await.map_err(failed)?,
-                Err(StoreError::Conflict(reason)) => {
-                    savepoint.rollback().await.map_err(failed)?;
-                    self.letters.push(Letter::new(event, Reason::Refused, reason));
+                    self.letters.push(Letter::new(event, Reason::RefusedEffect, reason))
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(wanted)
+    }
+
+    async fn effects_within<'e>(
+        &mut self,
+        tx: &mut Transaction<'_>,
+        events: &[&'e Event],
+    ) -> StoreResult<Vec<&'e Event>> {
+        let letters = self.letters.len();
+        let savepoint = tx.savepoint("effects").await.map_err(failed)?;
+        match self.effects(&savepoint, events).await {
+            Ok(wanted) => savepoint.commit().await.map_err(failed).map(|()| wanted),
+            Err(error) => {
+                self.letters.truncate(letters);
+                savepoint.rollback().await.map_err(failed)?;
+                Err(error)
+            }
+        }
     }
 
     /// Applies events, sorted by account. Answers those whose usage is to be written.
@@ -145,29 +166,49 @@ impl Flush {
         Ok(wanted)
     }
 
-    async fn usage(&mut self, tx: &Transaction<'_>, events: &[&Event]) -> StoreResult<()> {
-        let mut arrays = UsageArrays::default();
-        let mut written: Vec<&Event> = Vec::with_capacity(events.len());
+    /// The events' usage as rows; what cannot be read becomes a letter.
+    fn read_usage<'e>(&mut self, events: &[&'e Event]) -> Vec<UsageRow<'e>> {
+        let mut rows = Vec::with_capacity(events.len());
         for event in events {
             match UsageColumns::read(event) {
-                Ok(Some(columns)) => {
-                    arrays.push(event, columns);
-                    written.push(event);
-                }
+                Ok(Some(columns)) => rows.push((*event, columns)),
                 Ok(None) => {}
                 Err(reason) => self.letters.push(Letter::new(event, Reason::UnreadableUsage, reason)),
             }
         }
-        if written.is_empty() {
-            return Ok(());
-        }
-        let inserted = arrays.insert(tx).await?;
-        self.usage_rows += inserted.len() as u64;
-        if inserted.len() < written.len() {
-            let inserted: HashSet<(String, u64)> = inserted.into_iter().collect();
-            let missing = |event: &&&Event| !inserted.contains(&(event.account.to_string(), event.seq));
-            let letters = written.iter().filter(missing).map(|event| Letter::new(event, Reason::DuplicateRequest, ""));
-            self.letters.extend(letters);
+        rows
+    }
+
+    /// Halves what the store refuses until the rows that it refuses are alone.
+    async fn careful_usage(&mut self, tx: &mut Transaction<'_>, rows: &[UsageRow<'_>]) -> StoreResult<()> {
+        // The parts still to be written, the next one last.
+        let mut parts = vec![rows];
+        while let Some(part) = parts.pop() {
+            let savepoint = tx.savepoint("usage").await.map_err(failed)?;
+            let written = match part {
+                [] => Ok(0),
+                [one] => usage::insert(&savepoint, one.0, &one.1).await,
+                many => copy::rows(&savepoint, many).await.map(|()| many.len() as u64),
+            };
+            match (written, part) {
+                (Ok(written), _) => {
+                    savepoint.commit().await.map_err(failed)?;
+                    self.usage_rows += written;
+                    if written < part.len() as u64 {
+                        self.letters.extend(part.iter().map(|row| Letter::new(row.0, Reason::DuplicateRequest, "")));
+                    }
+                }
+                (Err(StoreError::Conflict(reason)), [one]) => {
+                    savepoint.rollback().await.map_err(failed)?;
+                    self.letters.push(Letter::new(one.0, Reason::Refused, reason));
+                }
+                (Err(StoreError::Conflict(_)), many) => {
+                    savepoint.rollback().await.map_err(failed)?;
+                    let (first, second) = many.split_at(many.len() / 2);
+                    parts.extend([second, first]);
+                }
+                (Err(error), _) => return Err(error),
+            }
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ mod accounts;
 mod billing;
 mod books;
 mod connect;
+mod copy;
 mod flush;
 mod identity;
 mod usage;

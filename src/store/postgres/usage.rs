@@ -1,100 +1,46 @@
-//! Usage rows: written by the hundred, read by the page.
-
-use std::time::SystemTime;
+//! Usage rows: written by the thousand, read by the page.
 
 use deadpool_postgres::{Client, Transaction};
 use tokio_postgres::Row;
-use uuid::Uuid;
 
 use super::super::common::{self, TIME_MAX_US, UsageColumns, int, uint};
 use super::super::{Page, PageRequest, StoreResult, UsageRow};
-use super::{Values, micros, query, time};
+use super::{Values, execute, micros, query, time};
 use crate::credits::Credits;
 use crate::ledger::{AccountId, Event};
 use crate::usage::Usage;
 
-/// Rows, column by column.
-#[derive(Default)]
-pub(super) struct UsageArrays {
-    request_id: Vec<Uuid>,
-    user_id: Vec<String>,
-    seq: Vec<i64>,
-    client_request_id: Vec<Option<String>>,
-    key_id: Vec<Option<String>>,
-    route: Vec<String>,
-    upstream: Vec<Option<String>>,
-    model: Vec<Option<String>>,
-    status: Vec<i32>,
-    charged: Vec<i64>,
-    input_tokens: Vec<i64>,
-    cached_tokens: Vec<i64>,
-    output_tokens: Vec<i64>,
-    estimated: Vec<bool>,
-    streamed: Vec<bool>,
-    latency_ms: Vec<i64>,
-    created_at: Vec<SystemTime>,
-    settled_at: Vec<SystemTime>,
-    reason: Vec<Option<String>>,
-}
-
-impl UsageArrays {
-    pub(super) fn push(&mut self, event: &Event, columns: UsageColumns) {
-        let usage = columns.usage;
-        self.request_id.push(usage.request_id);
-        self.user_id.push(event.account.to_string());
-        self.seq.push(int(event.seq));
-        self.client_request_id.push(usage.client_request_id);
-        self.key_id.push(usage.key_id);
-        self.route.push(usage.route);
-        self.upstream.push(usage.upstream);
-        self.model.push(usage.model);
-        self.status.push(i32::from(usage.status));
-        self.charged.push(event.charged.micro());
-        self.input_tokens.push(columns.input_tokens);
-        self.cached_tokens.push(columns.cached_tokens);
-        self.output_tokens.push(columns.output_tokens);
-        self.estimated.push(usage.estimated);
-        self.streamed.push(usage.streamed);
-        self.latency_ms.push(columns.latency_ms);
-        self.created_at.push(time(columns.created_at));
-        self.settled_at.push(time(event.at.min(TIME_MAX_US)));
-        self.reason.push(usage.reason);
-    }
-
-    /// Answers account and sequence of the rows that were written; the others' request ids are taken.
-    pub(super) async fn insert(&self, tx: &Transaction<'_>) -> StoreResult<Vec<(String, u64)>> {
-        let insert =
-            "INSERT INTO usage_logs (request_id, user_id, seq, client_request_id, key_id, route, upstream, model,
-                status, charged, input_tokens, cached_tokens, output_tokens, estimated, streamed, latency_ms,
-                created_at, settled_at, reason)
-            SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[],
-                $8::text[], $9::integer[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::boolean[],
-                $15::boolean[], $16::bigint[], $17::timestamptz[], $18::timestamptz[], $19::text[])
-            ON CONFLICT (request_id) DO NOTHING RETURNING user_id, seq";
-        let values: Values<'_> = &[
-            &self.request_id,
-            &self.user_id,
-            &self.seq,
-            &self.client_request_id,
-            &self.key_id,
-            &self.route,
-            &self.upstream,
-            &self.model,
-            &self.status,
-            &self.charged,
-            &self.input_tokens,
-            &self.cached_tokens,
-            &self.output_tokens,
-            &self.estimated,
-            &self.streamed,
-            &self.latency_ms,
-            &self.created_at,
-            &self.settled_at,
-            &self.reason,
-        ];
-        let rows = query(tx, insert, values).await?;
-        Ok(rows.iter().map(|row| (row.get(0), uint(row.get(1)))).collect())
-    }
+/// Writes one row; answers 0 where its request id is taken. Many at once: see [`super::copy`].
+pub(super) async fn insert(tx: &Transaction<'_>, event: &Event, columns: &UsageColumns) -> StoreResult<u64> {
+    let usage = &columns.usage;
+    let insert =
+        "INSERT INTO usage_logs (request_id, user_id, seq, client_request_id, key_id, route, upstream, model, status,
+            charged, input_tokens, cached_tokens, output_tokens, estimated, streamed, latency_ms, created_at, settled_at,
+            reason)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
+        ON CONFLICT (request_id) DO NOTHING";
+    let values: Values<'_> = &[
+        &usage.request_id,
+        &event.account.as_str(),
+        &int(event.seq),
+        &usage.client_request_id,
+        &usage.key_id,
+        &usage.route,
+        &usage.upstream,
+        &usage.model,
+        &i32::from(usage.status),
+        &event.charged.micro(),
+        &columns.input_tokens,
+        &columns.cached_tokens,
+        &columns.output_tokens,
+        &usage.estimated,
+        &usage.streamed,
+        &columns.latency_ms,
+        &time(columns.created_at),
+        &time(event.at.min(TIME_MAX_US)),
+        &usage.reason,
+    ];
+    execute(tx, insert, values).await
 }
 
 pub(super) async fn usage(client: &Client, account: &AccountId, page: &PageRequest) -> StoreResult<Page<UsageRow>> {
