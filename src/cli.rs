@@ -2,6 +2,7 @@
 
 mod admin;
 mod audit;
+mod backup;
 mod check;
 mod commands;
 mod show;
@@ -81,6 +82,10 @@ enum Command {
     ///
     /// Prints what differs, and then ends with code 2.
     Audit(audit::AuditArgs),
+    /// Copy the store of the embedded mode into a new file, while the gateway runs
+    Backup { file: PathBuf },
+    /// Put a copy made by `backup` where the store was, while no gateway runs
+    Restore { file: PathBuf },
     /// List what a user used, newest first
     Usage {
         #[arg(value_parser = AccountId::parse)]

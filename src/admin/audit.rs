@@ -11,10 +11,10 @@ use http::{StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::Admin;
-use crate::api::extract::json;
+use super::{Admin, OPERATOR};
+use crate::api::extract::{Json, json};
 use crate::api::problem::Problem;
-use crate::bridge::audit::{AuditError, Finding, Looked, Summed};
+use crate::bridge::audit::{AuditError, Finding, Looked, Repaired, Summed};
 use crate::credits::Credits;
 use crate::ledger::AccountId;
 
@@ -107,10 +107,58 @@ async fn one(admin: &Admin, account: &AccountId, cursor: Option<&str>, budget: D
         Looked::Moving(why) => Audited { unfinished: unfinished(&why), ..Audited::default() },
         Looked::Summing(so_far) => Audited {
             unfinished: unfinished("its usage is being summed up"),
-            next: Some(URL_SAFE_NO_PAD.encode(format!("{} {}", so_far.upto, so_far.micro))),
+            next: Some(cursor_of(so_far)),
             ..Audited::default()
         },
     })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Repair {
+    account: AccountId,
+    #[serde(default)]
+    cursor: Option<String>,
+}
+
+/// What a repair came to.
+#[derive(Debug, Serialize)]
+struct RepairView {
+    account: AccountId,
+    /// `mended`, `clean` where nothing had to be, `busy` while it is in use, `beyond` where a person must look, or
+    /// `unfinished`: ask again with `next`.
+    state: &'static str,
+    /// Whether the store's rows changed, and whether the ledger loads the account anew.
+    store: bool,
+    ledger: bool,
+    reason: Option<String>,
+    next: Option<String>,
+}
+
+pub(super) async fn repair(State(admin): State<Arc<Admin>>, Json(asked): Json<Repair>) -> Result<Response, Problem> {
+    let budget = BUDGET_MAX.min(Duration::from_millis(admin.config.api.timeout_ms / 2));
+    let from = match asked.cursor.as_deref().filter(|cursor| !cursor.is_empty()) {
+        None => Summed::default(),
+        Some(cursor) => read(cursor).as_deref().and_then(summed).ok_or_else(bad_cursor)?,
+    };
+    let repaired = admin.auditor.repair(&asked.account, from, budget, OPERATOR).await?;
+    let mut view =
+        RepairView { account: asked.account, state: "clean", store: false, ledger: false, reason: None, next: None };
+    match repaired.ok_or_else(|| Problem::not_found("there is no such user"))? {
+        Repaired::Done { store: false, ledger: false } => {}
+        Repaired::Done { store, ledger } => (view.state, view.store, view.ledger) = ("mended", store, ledger),
+        Repaired::Summing(so_far) => (view.state, view.next) = ("unfinished", Some(cursor_of(so_far))),
+        Repaired::Busy => {
+            view.state = "busy";
+            view.reason = Some("the ledger cannot drop an account that is in use: freeze it, or try later".to_owned());
+        }
+        Repaired::Beyond(why) => (view.state, view.reason) = ("beyond", Some(why)),
+    }
+    Ok(json(StatusCode::OK, &view))
+}
+
+fn cursor_of(summed: Summed) -> String {
+    URL_SAFE_NO_PAD.encode(format!("{} {}", summed.upto, summed.micro))
 }
 
 fn summed(text: &str) -> Option<Summed> {

@@ -3,7 +3,8 @@
 //!
 //! Under `/admin/v1`: `users` (POST, GET), `users/{id}` (GET), `users/{id}/grants` (POST, GET), `users/{id}/keys` (POST,
 //! GET; DELETE `…/{key}`), `users/{id}/freeze` (POST, DELETE), `users/{id}/usage` (GET), and for service keys `keys`
-//! (POST, GET; DELETE `…/{key}`, which revokes any key), `audit/books` (GET).
+//! (POST, GET; DELETE `…/{key}`, which revokes any key), `audit/books` (GET; POST
+//! `…/repair`).
 //!
 //! A change is stored first and then pushed into the ledger; when the answer leaves, it is live. Where the ledger does not
 //! answer in time the change is stored all the same, the answer says `"pending": true`, and it is pushed until it is live.
@@ -106,6 +107,7 @@ pub fn router(parts: AdminParts) -> Router {
         .route("/keys", post(keys::create_service).get(keys::list_service))
         .route("/keys/{key}", delete(keys::revoke_service))
         .route("/audit/books", get(audit::books))
+        .route("/audit/books/repair", post(audit::repair))
         .fallback(frame::not_found)
         .layer(from_fn_with_state(admin.clone(), operator_only));
     Router::new()

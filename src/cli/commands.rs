@@ -4,7 +4,7 @@ use http::Method;
 use serde::Serialize;
 
 use super::admin::{self, Admin, Call};
-use super::{Command, GrantArgs, KeyCommand, PageArgs, UserCommand, audit, show};
+use super::{Command, GrantArgs, KeyCommand, PageArgs, UserCommand, audit, backup, show};
 use crate::config::Config;
 use crate::credits::Credits;
 use crate::error::{Exit, Failure};
@@ -29,6 +29,8 @@ pub(super) fn run(config: Config, command: Command, json: bool) -> Result<(), Fa
         match command {
             Command::Health => show::text(&admin::health(&config).await?),
             Command::Migrate => migrate(&config).await,
+            Command::Backup { file } => backup::back_up(&config, file).await,
+            Command::Restore { file } => backup::restore(&config, file).await,
             Command::Audit(arguments) => audit::run(config, arguments, json).await,
             Command::Balance { user } => ask(config, get(user_path(&user, "")), json, View::Credits).await,
             other => ask(config, call(other)?, json, View::All).await,
@@ -161,7 +163,7 @@ fn delete(path: String) -> Call {
     Call { method: Method::DELETE, path, body: None }
 }
 
-fn post(path: String, body: &impl Serialize) -> Result<Call, Failure> {
+pub(super) fn post(path: String, body: &impl Serialize) -> Result<Call, Failure> {
     let body = serde_json::to_string(body).map_err(Failure::while_doing(Exit::Internal, "the question"))?;
     Ok(Call { method: Method::POST, path, body: Some(body) })
 }

@@ -3,7 +3,10 @@
 use async_trait::async_trait;
 
 use super::StoreResult;
-use crate::ledger::AccountId;
+use crate::ledger::{AccountId, GrantId};
+
+/// Usage rows that are summed up while an account is locked to be mended: what came since it was audited.
+pub(super) const REST_ROWS: u32 = 100_000;
 
 /// An account's sums beside the rows that they stand for, all as of one moment. Amounts are micro-credits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +64,27 @@ pub struct SpanCharged {
     pub upto: u64,
 }
 
+/// An account to be mended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MendRequest {
+    pub account: AccountId,
+    /// What the usage up to the sequence number `upto` adds up to, in micro-credits.
+    pub upto: u64,
+    pub used: i64,
+    /// What the ledger has, where it holds nothing.
+    pub hint: Option<MendHint>,
+    /// For the audit log.
+    pub actor: String,
+}
+
+/// An account as the ledger has it, in micro-credits: it tells which grant is wrong, where it agrees with the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MendHint {
+    pub seq: u64,
+    pub debt: i64,
+    pub grants: Vec<(GrantId, i64)>,
+}
+
 /// What the audit reads and mends.
 #[async_trait]
 pub trait Books {
@@ -72,4 +96,9 @@ pub trait Books {
 
     /// What each span was charged, by the rows; at most `limit` rows of each are summed up.
     async fn charged(&self, spans: Vec<UsageSpan>, limit: u32) -> StoreResult<Vec<SpanCharged>>;
+
+    /// Makes an account's sums, debt and grants what billing changes and usage rows say, with a line in the audit log.
+    /// Answers whether anything had to change. `Conflict` where the record itself has holes, `NotFound` without such an
+    /// account, `Invalid` where the account has not come to `upto`, or has used very much since.
+    async fn mend(&self, request: MendRequest) -> StoreResult<bool>;
 }

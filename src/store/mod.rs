@@ -7,6 +7,7 @@ mod changes;
 mod common;
 mod effects;
 pub mod journal;
+mod mend;
 mod migrations;
 pub mod postgres;
 pub mod sqlite;

@@ -34,7 +34,7 @@ pub(super) enum Compared {
     Moving(String),
 }
 
-enum Hot {
+pub(super) enum Hot {
     Loaded(Balance),
     NotLoaded,
     Unreadable,
@@ -82,7 +82,7 @@ impl Auditor {
     }
 
     /// The account's balance, if the ledger has it; asking does not bring it in.
-    async fn hot(&self, account: &AccountId) -> Result<Hot, AuditError> {
+    pub(super) async fn hot(&self, account: &AccountId) -> Result<Hot, AuditError> {
         match self.ask(account, Act::Park { flushed_seq: NO_SEQ }).await? {
             Answer::NotLoaded => return Ok(Hot::NotLoaded),
             Answer::Unreadable => return Ok(Hot::Unreadable),

@@ -6,6 +6,7 @@
 
 mod checks;
 mod compare;
+mod repair;
 mod shards;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use futures_util::StreamExt;
 use tokio::time::Instant;
 
 pub use checks::{Check, Finding};
+pub use repair::Repaired;
 pub use shards::{RedisShards, Shards};
 
 use self::compare::Compared;
@@ -69,7 +71,7 @@ pub struct PageLooked {
     pub last: Option<AccountId>,
 }
 
-/// Compares the books. Any number may run at once; it changes nothing.
+/// Compares the books, which changes nothing, and mends them when told to. Any number may run at once.
 pub struct Auditor {
     store: SharedStore,
     ledger: SharedLedger,

@@ -1,14 +1,17 @@
 //! The books of accounts, for the audit.
 
+use std::time::SystemTime;
+
 use async_trait::async_trait;
-use deadpool_postgres::{Client, Object};
+use deadpool_postgres::{Client, GenericClient, Object, Transaction};
 use tokio_postgres::Row;
 
-use super::super::books::{AccountBooks, BookRows, Books, SpanCharged, UsageSpan};
+use super::super::books::{AccountBooks, BookRows, Books, MendRequest, REST_ROWS, SpanCharged, UsageSpan};
 use super::super::common::{self, int, uint};
-use super::super::{StoreError, StoreResult};
-use super::{PostgresStore, Values, query, within};
-use crate::ledger::AccountId;
+use super::super::mend::{self, CHANGES_MAX, GrantFound, Mended, Rows};
+use super::super::{StoreError, StoreResult, changes};
+use super::{PostgresStore, Values, execute, failed, identity, micros, query, within};
+use crate::ledger::{AccountId, Change, GrantId};
 
 /// A payload that is not a grant's, or has no amount, counts as nothing: then the sums differ, and the audit says so.
 const BOOKS: &str = r#"SELECT c.user_id, c.seq, c.balance, c.debt, c.granted, c.charged, c.written_off, c.frozen,
@@ -34,7 +37,12 @@ const BOOKS: &str = r#"SELECT c.user_id, c.seq, c.balance, c.debt, c.granted, c.
             FROM credit_changes WHERE user_id = c.user_id) AS numbered) AS h
     ORDER BY c.user_id"#;
 
-async fn books(client: &Client, filter: &str, account: &str, limit: u32) -> StoreResult<Vec<AccountBooks>> {
+async fn books<C: GenericClient>(
+    client: &C,
+    filter: &str,
+    account: &str,
+    limit: u32,
+) -> StoreResult<Vec<AccountBooks>> {
     let select = BOOKS.replace("FILTER ORDER", &format!("{filter} ORDER"));
     query(client, &select, &[&account, &i64::from(limit)]).await?.iter().map(read).collect()
 }
@@ -68,7 +76,7 @@ fn read(row: &Row) -> StoreResult<AccountBooks> {
 }
 
 /// By spans, in their order. The rows of a span do not change any more once its account has been flushed that far.
-async fn charged(client: &Client, spans: &[UsageSpan], limit: u32) -> StoreResult<Vec<SpanCharged>> {
+async fn charged<C: GenericClient>(client: &C, spans: &[UsageSpan], limit: u32) -> StoreResult<Vec<SpanCharged>> {
     let ids: Vec<&str> = spans.iter().map(|span| span.account.as_str()).collect();
     let after: Vec<i64> = spans.iter().map(|span| int(span.after)).collect();
     let upto: Vec<i64> = spans.iter().map(|span| int(span.upto)).collect();
@@ -103,18 +111,74 @@ async fn charged(client: &Client, spans: &[UsageSpan], limit: u32) -> StoreResul
     Ok(found)
 }
 
+async fn mend(client: &mut Client, request: &MendRequest) -> StoreResult<bool> {
+    let tx = client.transaction().await.map_err(failed)?;
+    let account = request.account.as_str();
+    // Against flushes and new changes; what is read below is what was committed before.
+    query(&tx, "SELECT 1 FROM credits WHERE user_id = $1 FOR NO KEY UPDATE", &[&account]).await?;
+    let books = books(&tx, "user_id = $1", account, 1).await?.pop().ok_or(StoreError::NotFound("the account"))?;
+    let rest = UsageSpan { account: request.account.clone(), after: request.upto, upto: books.seq };
+    let rest = charged(&tx, &[rest], REST_ROWS).await?.pop().unwrap_or_default();
+    if books.seq < request.upto || rest.upto < books.seq {
+        return Err(StoreError::Invalid("the sum of the usage"));
+    }
+    let used = request.used.checked_add(rest.micro).ok_or(StoreError::Invalid("the sum of the usage"))?;
+    let found = Rows { changes: changes_of(&tx, account).await?, grants: grants_of(&tx, account).await?, books };
+    let Some(mended) = mend::plan(&found, used, request)? else { return Ok(false) };
+    let update = "UPDATE credits SET balance = $2, debt = $3, granted = $4, charged = $5, frozen = $6, last_change = $7
+        WHERE user_id = $1";
+    let Mended { balance, debt, granted, charged, frozen, last_change, grants, detail } = mended;
+    let last_change = int(last_change);
+    execute(&tx, update, &[&account, &balance, &debt, &granted, &charged, &frozen, &last_change]).await?;
+    for grant in grants {
+        let update = "UPDATE credit_grants SET amount = $3, remaining = $4 WHERE user_id = $1 AND id = $2";
+        execute(&tx, update, &[&account, &int(grant.id.0), &grant.amount, &grant.remaining]).await?;
+    }
+    let update = "UPDATE credit_changes SET applied = (number <= $2) WHERE user_id = $1 AND applied <> (number <= $2)";
+    execute(&tx, update, &[&account, &int(found.books.applied_change)]).await?;
+    identity::audit(&tx, &request.actor, "books.mend", Some(&request.account), &detail).await?;
+    tx.commit().await.map_err(failed)?;
+    Ok(true)
+}
+
+async fn changes_of(tx: &Transaction<'_>, account: &str) -> StoreResult<Vec<(u64, Option<Change>)>> {
+    let select = "SELECT number, payload FROM credit_changes WHERE user_id = $1 ORDER BY number LIMIT $2";
+    let rows = query(tx, select, &[&account, &(CHANGES_MAX as i64)]).await?;
+    Ok(rows.iter().map(|row| (uint(row.get(0)), changes::read(row.get(1)).ok())).collect())
+}
+
+async fn grants_of(tx: &Transaction<'_>, account: &str) -> StoreResult<Vec<GrantFound>> {
+    let select =
+        "SELECT id, kind, amount, remaining, expires_at FROM credit_grants WHERE user_id = $1 ORDER BY id LIMIT $2";
+    let rows = query(tx, select, &[&account, &(CHANGES_MAX as i64)]).await?;
+    let read = |row: &Row| {
+        Ok(GrantFound {
+            id: GrantId(uint(row.get(0))),
+            kind: common::grant_kind(row.get(1))?,
+            amount: row.get(2),
+            remaining: row.get(3),
+            expires_at: row.get::<_, Option<SystemTime>>(4).map(micros),
+        })
+    };
+    rows.iter().map(read).collect()
+}
+
 #[async_trait]
 impl Books for PostgresStore {
     async fn books(&self, after: Option<&AccountId>, limit: u32) -> StoreResult<Vec<AccountBooks>> {
         let after = after.map_or("", AccountId::as_str);
-        within!(self, |client| books(client, "user_id > $1", after, limit))
+        within!(self, |client| books(&*client, "user_id > $1", after, limit))
     }
 
     async fn books_of(&self, account: &AccountId) -> StoreResult<Option<AccountBooks>> {
-        within!(self, |client| books(client, "user_id = $1", account.as_str(), 1)).map(|mut found| found.pop())
+        within!(self, |client| books(&*client, "user_id = $1", account.as_str(), 1)).map(|mut found| found.pop())
     }
 
     async fn charged(&self, spans: Vec<UsageSpan>, limit: u32) -> StoreResult<Vec<SpanCharged>> {
-        within!(self, |client| charged(client, &spans, limit))
+        within!(self, |client| charged(&*client, &spans, limit))
+    }
+
+    async fn mend(&self, request: MendRequest) -> StoreResult<bool> {
+        within!(self, |client| mend(client, &request))
     }
 }

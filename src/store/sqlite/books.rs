@@ -3,11 +3,12 @@
 use async_trait::async_trait;
 use rusqlite::{Row, Transaction, params};
 
-use super::super::books::{AccountBooks, BookRows, Books, SpanCharged, UsageSpan};
+use super::super::books::{AccountBooks, BookRows, Books, MendRequest, REST_ROWS, SpanCharged, UsageSpan};
 use super::super::common::{self, int, uint};
-use super::super::{StoreError, StoreResult};
-use super::{SqliteStore, failed};
-use crate::ledger::AccountId;
+use super::super::mend::{self, CHANGES_MAX, GrantFound, Mended, Rows};
+use super::super::{StoreError, StoreResult, changes};
+use super::{SqliteStore, failed, identity};
+use crate::ledger::{AccountId, Change, GrantId};
 
 /// A payload that is no JSON, or no grant's, counts as nothing: then the sums differ, and the audit says so.
 const BOOKS: &str = "SELECT c.user_id, c.seq, c.balance, c.debt, c.granted, c.charged, c.written_off, c.frozen,
@@ -89,6 +90,53 @@ fn charged(tx: &Transaction<'_>, span: &UsageSpan, limit: u32) -> StoreResult<Sp
     Ok(SpanCharged { micro, upto: uint(reached) })
 }
 
+fn mend(tx: &Transaction<'_>, request: &MendRequest) -> StoreResult<bool> {
+    let account = request.account.as_str();
+    let books = books(tx, "c.user_id = ?1", account, 1)?.pop().ok_or(StoreError::NotFound("the account"))?;
+    let rest = UsageSpan { account: request.account.clone(), after: request.upto, upto: books.seq };
+    let rest = charged(tx, &rest, REST_ROWS)?;
+    if books.seq < request.upto || rest.upto < books.seq {
+        return Err(StoreError::Invalid("the sum of the usage"));
+    }
+    let used = request.used.checked_add(rest.micro).ok_or(StoreError::Invalid("the sum of the usage"))?;
+    let found = Rows { changes: changes_of(tx, account)?, grants: grants_of(tx, account)?, books };
+    let Some(mended) = mend::plan(&found, used, request)? else { return Ok(false) };
+    let update = "UPDATE credits SET balance = ?2, debt = ?3, granted = ?4, charged = ?5, frozen = ?6, last_change = ?7
+        WHERE user_id = ?1";
+    let Mended { balance, debt, granted, charged, frozen, last_change, grants, detail } = mended;
+    tx.execute(update, params![account, balance, debt, granted, charged, frozen, int(last_change)]).map_err(failed)?;
+    for grant in grants {
+        let update = "UPDATE credit_grants SET amount = ?3, remaining = ?4 WHERE user_id = ?1 AND id = ?2";
+        tx.execute(update, params![account, int(grant.id.0), grant.amount, grant.remaining]).map_err(failed)?;
+    }
+    let update = "UPDATE credit_changes SET applied = (number <= ?2) WHERE user_id = ?1 AND applied <> (number <= ?2)";
+    tx.execute(update, params![account, int(found.books.applied_change)]).map_err(failed)?;
+    identity::audit(tx, &request.actor, "books.mend", Some(&request.account), &detail)?;
+    Ok(true)
+}
+
+fn changes_of(tx: &Transaction<'_>, account: &str) -> StoreResult<Vec<(u64, Option<Change>)>> {
+    let select = "SELECT number, payload FROM credit_changes WHERE user_id = ?1 ORDER BY number LIMIT ?2";
+    let mut statement = tx.prepare_cached(select).map_err(failed)?;
+    let read = |row: &Row<'_>| Ok((uint(row.get(0)?), changes::read(&row.get::<_, String>(1)?).ok()));
+    let rows = statement.query_map(params![account, CHANGES_MAX as i64], read).map_err(failed)?;
+    rows.collect::<Result<_, _>>().map_err(failed)
+}
+
+fn grants_of(tx: &Transaction<'_>, account: &str) -> StoreResult<Vec<GrantFound>> {
+    let select =
+        "SELECT id, kind, amount, remaining, expires_at FROM credit_grants WHERE user_id = ?1 ORDER BY id LIMIT ?2";
+    let mut statement = tx.prepare_cached(select).map_err(failed)?;
+    let read = |row: &Row<'_>| {
+        let (id, kind, amount, remaining) =
+            (GrantId(uint(row.get(0)?)), row.get::<_, String>(1)?, row.get(2)?, row.get(3)?);
+        let expires_at = row.get::<_, Option<i64>>(4)?.map(uint);
+        Ok(common::grant_kind(&kind).map(|kind| GrantFound { id, kind, amount, remaining, expires_at }))
+    };
+    let rows = statement.query_map(params![account, CHANGES_MAX as i64], read).map_err(failed)?;
+    rows.map(|row| row.map_err(failed)?).collect()
+}
+
 #[async_trait]
 impl Books for SqliteStore {
     async fn books(&self, after: Option<&AccountId>, limit: u32) -> StoreResult<Vec<AccountBooks>> {
@@ -103,5 +151,9 @@ impl Books for SqliteStore {
 
     async fn charged(&self, spans: Vec<UsageSpan>, limit: u32) -> StoreResult<Vec<SpanCharged>> {
         self.threads.read(move |tx| spans.iter().map(|span| charged(tx, span, limit)).collect()).await
+    }
+
+    async fn mend(&self, request: MendRequest) -> StoreResult<bool> {
+        self.threads.write(move |tx| mend(tx, &request)).await
     }
 }

@@ -3,6 +3,7 @@
 mod accounts;
 mod billing;
 mod books;
+mod copy;
 mod flush;
 mod identity;
 mod journal;
@@ -23,6 +24,7 @@ use super::{
     PageRequest, Store, StoreError, StoreResult, Unapplied, UsageRow, User,
 };
 use crate::ledger::{AccountId, AccountState};
+pub use copy::{back_up, restore};
 use threads::Threads;
 
 pub struct SqliteStore {

@@ -120,6 +120,10 @@ impl Books for Faulty {
     async fn charged(&self, spans: Vec<books::UsageSpan>, limit: u32) -> StoreResult<Vec<books::SpanCharged>> {
         self.inner.charged(spans, limit).await
     }
+
+    async fn mend(&self, request: books::MendRequest) -> StoreResult<bool> {
+        self.inner.mend(request).await
+    }
 }
 
 #[async_trait::async_trait]

@@ -9,6 +9,16 @@ use super::{Kind, Scene, healed};
 use crate::support::{Faregate, Options, Redis, eventually};
 
 impl Scene {
+    fn number(&self, sql: &str) -> i64 {
+        match &self.postgres {
+            Some(postgres) => postgres.query(sql)[0].parse().unwrap(),
+            None => {
+                let file = self.gate.data_dir().join(faregate::store::SQLITE_FILE);
+                rusqlite::Connection::open(file).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+            }
+        }
+    }
+
     /// Runs statements in the store, beside the gateway.
     fn sql(&self, sql: &str) {
         match &self.postgres {
@@ -68,13 +78,12 @@ async fn used(kind: Kind) -> Scene {
     scene
 }
 
-/// failures 28 (litellm#30460): whatever is changed in the store is found, and nothing else.
-async fn tampering_with_the_store_is_found(kind: Kind) {
-    let scene = used(kind).await;
+/// Statements that change the books of ann, what undoes them, and what the audit finds.
+fn tampers() -> Vec<(String, String, Vec<&'static str>)> {
     let change = "UPDATE credits SET";
     let (grants, usage) = ("UPDATE credit_grants SET", "UPDATE usage_logs SET");
     let ann = "WHERE user_id = 'ann'";
-    for (tamper, undo, expected) in [
+    vec![
         (
             format!("{change} balance = balance + 1 {ann}"),
             format!("{change} balance = balance - 1 {ann}"),
@@ -130,13 +139,19 @@ async fn tampering_with_the_store_is_found(kind: Kind) {
             format!("{change} frozen = (1 = 0) {ann}"),
             vec!["ann ledger_frozen 1"],
         ),
-    ] {
+    ]
+}
+
+/// failures 28 (litellm#30460): whatever is changed in the store is found, and nothing else.
+async fn tampering_with_the_store_is_found(kind: Kind) {
+    let scene = used(kind).await;
+    for (tamper, undo, expected) in tampers() {
         scene.sql(&tamper);
         assert_eq!(found(&scene.gate, &[]), expected, "{tamper}");
         assert_eq!(found(&scene.gate, &["--account", "bob"]), Vec::<String>::new());
         scene.sql(&undo);
     }
-    scene.sql(&format!("DELETE FROM usage_logs {ann} AND seq = 2"));
+    scene.sql("DELETE FROM usage_logs WHERE user_id = 'ann' AND seq = 2");
     assert_eq!(found(&scene.gate, &["--account", "ann"]), ["ann charged 1"]);
 }
 
@@ -226,4 +241,143 @@ async fn the_audit_needs_no_running_gateway() {
     assert_eq!(found(&scene.gate, &[]), Vec::<String>::new());
     scene.sql("UPDATE credits SET charged = charged + 1 WHERE user_id = 'eve'");
     assert_eq!(found(&scene.gate, &[]), ["eve books -0.000001", "eve charged 0.000001"]);
+}
+
+/// What somebody changed is mended by the record, noted, and clean afterwards; what is right is left alone.
+async fn tampering_is_mended(kind: Kind) {
+    let scene = used(kind).await;
+    let before = scene.gate.show("ann").await;
+    let noted = || {
+        let count = "SELECT count(*) FROM audit_log WHERE user_id = 'ann' AND action LIKE 'books.%'";
+        scene.number(count)
+    };
+    assert_eq!(found(&scene.gate, &["--repair"]), Vec::<String>::new());
+    assert_eq!(noted(), 0, "nothing to mend, nothing done");
+    for (index, (tamper, _, expected)) in tampers().into_iter().enumerate() {
+        // The repair before may have had the ledger drop the account: it is loaded again.
+        scene.gate.show("ann").await;
+        scene.sql(&tamper);
+        let found_now = repaired(&scene.gate);
+        assert!(
+            found_now.iter().all(|line| expected.contains(&line.as_str()) || line == "ann mended"),
+            "{found_now:?}"
+        );
+        assert_eq!(found_now.len(), expected.len() + 1, "{tamper}: {found_now:?}");
+        assert_eq!(found(&scene.gate, &["--repair"]), Vec::<String>::new(), "{tamper}");
+        assert!(noted() > index as i64, "{tamper}");
+    }
+    let after = scene.gate.show("ann").await;
+    // The usage row that says 7 more is the record; and what was written off has none of its own, so that the 5 that
+    // were added to it are gone.
+    assert_eq!(micro_of(&before) - micro_of(&after), 12);
+    // A usage row that is gone was not used.
+    scene.sql("DELETE FROM usage_logs WHERE user_id = 'ann' AND seq = 2");
+    assert_eq!(repaired(&scene.gate), ["ann charged 1", "ann mended"]);
+    assert_eq!(found(&scene.gate, &[]), Vec::<String>::new());
+    assert_eq!(micro_of(&scene.gate.show("ann").await) - micro_of(&after), 1_000_000);
+}
+
+fn micro_of(user: &Value) -> i64 {
+    super::micro(&user["credits"]["available"])
+}
+
+/// The lines of `faregate audit --repair --json`: findings, then what was mended.
+fn repaired(gate: &Faregate) -> Vec<String> {
+    let (out, err, clean) = gate.command(&["audit", "--repair", "--json"]);
+    assert!(!clean, "{out}{err}");
+    let lines: Vec<&str> = out.lines().collect();
+    let (_, lines) = lines.split_last().unwrap_or_else(|| panic!("no summary: {err}"));
+    let mended = |line: &&str| {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let account = line["account"].as_str().unwrap().to_owned();
+        line["repair"].as_str().map(|state| format!("{account} {state}"))
+    };
+    let plain = |line: &&str| serde_json::from_str::<Found>(line).unwrap().to_string();
+    lines.iter().map(|line| mended(line).unwrap_or_else(|| plain(line))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tampering_with_sqlite_is_mended() {
+    tampering_is_mended(Kind::Embedded).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tampering_with_postgres_is_mended() {
+    tampering_is_mended(Kind::Redis).await;
+}
+
+/// A balance that the ledger should not have goes; while it is held from, it stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn tampering_with_redis_is_mended() {
+    let mut scene = used(Kind::Redis).await;
+    let key = scene.gate.key("ann").await;
+    let (gate, redis) = (&scene.gate, scene.redis.as_mut().unwrap());
+    let (ann, eve) = (account_key(redis, "ann"), account_key(redis, "eve"));
+    assert_eq!(redis.command(&["COPY", &ann, &format!("{ann}:kept")]), "1");
+    assert_eq!(redis.command(&["COPY", &eve, &ann, "REPLACE"]), "1");
+    assert_eq!(repaired(gate), ["ann ledger_balance -20", "ann ledger_grant -20", "ann mended"]);
+    assert_eq!(found(gate, &[]), Vec::<String>::new());
+    assert_eq!(gate.available("ann").await, 7.0);
+
+    // An older balance, from which somebody holds: its holds end first.
+    gate.grant("ann", "5").await;
+    eventually(Duration::from_secs(10), "the grant is flushed", || async {
+        found(gate, &["--account", "ann"]).is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(redis.command(&["COPY", &eve, &ann, "REPLACE"]), "1");
+    let url = |path: &str| gate.url(path);
+    let hold = gate.http.post(&url("/api/credits/reserve"), &key, &serde_json::json!({"amount": 2})).await;
+    assert_eq!(hold.status, 201, "{}", hold.text());
+    let lines = repaired(gate);
+    assert_eq!(lines.last().unwrap(), "ann busy", "{lines:?}");
+    let id = hold.json()["id"].clone();
+    let released = gate.http.post(&url("/api/credits/release"), &key, &serde_json::json!({"id": id})).await;
+    assert_eq!(released.status, 200, "{}", released.text());
+    let lines = repaired(gate);
+    assert_eq!(lines.last().unwrap(), "ann mended", "{lines:?}");
+    assert_eq!(found(gate, &[]), Vec::<String>::new());
+    assert_eq!(gate.available("ann").await, 12.0);
+}
+
+/// A copy made under load is whole: restored elsewhere it starts, its books balance, and it holds what was acknowledged
+/// before it was made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_made_under_load_is_whole() {
+    let mut scene = Scene::with(Kind::Embedded, Options::new().set("ledger.settle_wait_ms", 10_000));
+    let key = scene.gate.user("ann", "100000").await;
+    scene.gate.user("idle", "7").await;
+    let load = Load::start(&scene.gate.url(""), &key, 8);
+    load.more(200).await;
+    let before = scene.gate.usage("ann").await.len();
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy.db").to_str().unwrap().to_owned();
+    let (out, err, done) = tokio::task::block_in_place(|| scene.gate.command(&["backup", &copy]));
+    assert!(done, "{out}{err}");
+    let (_, err, done) = tokio::task::block_in_place(|| scene.gate.command(&["backup", &copy]));
+    assert!(!done && err.contains("is there already"), "{err}");
+    load.more(100).await;
+    let (_, err, done) = tokio::task::block_in_place(|| scene.gate.command(&["restore", &copy]));
+    assert!(!done && err.contains("in use"), "{err}");
+    load.stop().await;
+    healed(&scene.gate, "ann").await;
+    let later = scene.gate.usage("ann").await.len();
+    assert!(scene.gate.terminate().success());
+    let (_, err, done) = scene.gate.command(&["restore", &copy]);
+    assert!(!done && err.contains("is there already"), "a store is never overwritten: {err}");
+    for file in std::fs::read_dir(scene.gate.data_dir()).unwrap().flatten() {
+        if file.file_name().to_string_lossy().starts_with("faregate.db") {
+            std::fs::remove_file(file.path()).unwrap();
+        }
+    }
+    let (out, err, done) = scene.gate.command(&["restore", &copy]);
+    assert!(done, "{out}{err}");
+    scene.gate.restart();
+    let books = healed(&scene.gate, "ann").await;
+    assert_eq!(found(&scene.gate, &[]), Vec::<String>::new());
+    assert!((before..=later).contains(&books.usage.len()), "{before} {} {later}", books.usage.len());
+    assert_eq!(scene.gate.available("idle").await, 7.0);
+    let answer =
+        scene.gate.http.post(&scene.gate.url("/v1/chat/completions"), &key, &super::load::ask(false, "")).await;
+    assert_eq!(answer.status, 200, "it serves on");
 }
