@@ -205,7 +205,7 @@ impl Answer {
         };
         self.withheld.push(end);
         // Dropping the connection tells the upstream to stop.
-        ride.lease = None;
+        ride.rest.cut();
         let reply = ride.settle_partly(Outcome::CreditsExhausted);
         self.state = State::Settling(ride, reply, None);
     }
@@ -225,7 +225,7 @@ impl Answer {
         ride.fare.observe();
         self.streams_end();
         self.queue.append(&mut self.withheld);
-        if ride.lease.is_some() {
+        if ride.rest.is_open() {
             let tasks = ride.fare.worker().rides.clone();
             tasks.spawn(ride.linger());
         }

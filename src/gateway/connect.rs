@@ -18,7 +18,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::body::{BoxError, ForwardBody};
-use super::worker::LocalTasks;
+use super::http1::{Connection, Scratch, Wire};
+use super::tasks::LocalTasks;
 use crate::config;
 
 /// Longest head of an answer.
@@ -56,13 +57,27 @@ pub enum TlsError {
     Half,
 }
 
+/// What a request needs of its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// The whole request is here.
+    Whole,
+    /// Its body comes while it is sent.
+    Streamed,
+    /// The connection shall change protocols, which only HTTP/1 can.
+    Upgrade,
+}
+
 /// A connection, ready for requests.
 pub(super) enum Made {
-    Http1(http1::SendRequest<ForwardBody>),
+    Plain(Connection<Open>),
+    /// HTTP/1, driven by a task of its own.
+    Driven(http1::SendRequest<ForwardBody>),
     Http2(http2::SendRequest<ForwardBody>),
 }
 
 /// Counts an open connection for as long as it lives.
+#[derive(Debug)]
 pub(super) struct Open(Rc<Cell<usize>>);
 
 impl Open {
@@ -99,37 +114,53 @@ impl Dial {
         Ok(Dial { host, port, tls, tls_http1, h2c: settings.h2c && !https })
     }
 
-    pub(super) async fn connect(&self, open: Open, tasks: &LocalTasks, upgrade: bool) -> Result<Made, BoxError> {
+    pub(super) async fn connect(
+        &self,
+        open: Open,
+        tasks: &LocalTasks,
+        scratch: &Scratch,
+        need: Need,
+    ) -> Result<Made, BoxError> {
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
         stream.set_nodelay(true)?;
+        let upgrade = need == Need::Upgrade;
         let Some((connector, name)) = &self.tls else {
-            let http2 = self.h2c && !upgrade;
-            return handshake(stream, http2, open, tasks).await;
+            return match need {
+                _ if self.h2c && !upgrade => http2_handshake(stream, open, tasks).await,
+                Need::Whole => Ok(Made::Plain(Connection::new(Wire::Tcp(stream), scratch.clone(), open))),
+                Need::Streamed | Need::Upgrade => http1_handshake(stream, open, tasks).await,
+            };
         };
         let connector = if upgrade { self.tls_http1.as_ref().unwrap_or(connector) } else { connector };
         let stream = connector.connect(name.clone(), stream).await?;
-        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        handshake(stream, http2, open, tasks).await
+        match need {
+            _ if stream.get_ref().1.alpn_protocol() == Some(b"h2") => http2_handshake(stream, open, tasks).await,
+            Need::Whole => Ok(Made::Plain(Connection::new(Wire::Tls(Box::new(stream)), scratch.clone(), open))),
+            Need::Streamed | Need::Upgrade => http1_handshake(stream, open, tasks).await,
+        }
     }
 }
 
-async fn handshake<T>(stream: T, http2: bool, open: Open, tasks: &LocalTasks) -> Result<Made, BoxError>
+async fn http2_handshake<T>(stream: T, open: Open, tasks: &LocalTasks) -> Result<Made, BoxError>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    if http2 {
-        let mut builder = http2::Builder::new(tasks.clone());
-        builder.timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).max_header_list_size(MAX_HEAD_BYTES as u32);
-        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
-        tasks.spawn(Counted { connection, _open: open });
-        Ok(Made::Http2(sender))
-    } else {
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(MAX_HEAD_BYTES);
-        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
-        tasks.spawn(Counted { connection: connection.with_upgrades(), _open: open });
-        Ok(Made::Http1(sender))
-    }
+    let mut builder = http2::Builder::new(tasks.clone());
+    builder.timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).max_header_list_size(MAX_HEAD_BYTES as u32);
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+    tasks.spawn(Counted { connection, _open: open });
+    Ok(Made::Http2(sender))
+}
+
+async fn http1_handshake<T>(stream: T, open: Open, tasks: &LocalTasks) -> Result<Made, BoxError>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(MAX_HEAD_BYTES);
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+    tasks.spawn(Counted { connection: connection.with_upgrades(), _open: open });
+    Ok(Made::Driven(sender))
 }
 
 /// Drives a connection. What goes wrong with it is told to the request that it carries.

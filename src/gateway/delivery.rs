@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode, Version};
-use http_body::Body;
 use hyper::upgrade::OnUpgrade;
 
 use super::answer::Answer;
@@ -19,10 +18,10 @@ use super::gather::{self, GATHER_BYTES, Gathered};
 use super::headers;
 use super::meter::{AnswerMeter, Endpoint, Inspection, StreamMeter};
 use super::outcome::Outcome;
+use super::pool::Answered;
 use super::refusal::Refusal;
 use super::ride::{Meter, Ride};
 use super::route::Route;
-use super::upstream::Answered;
 use super::websocket;
 use crate::config::ClientGone;
 use crate::credits::Credits;
@@ -40,10 +39,10 @@ pub(super) struct Reading {
 impl Reading {
     fn meter(&self, answered: &Answered) -> Meter {
         let Some(inspection) = &self.inspection else { return Meter::Blind };
-        if !answered.response.status().is_success() {
+        if !answered.head.status.is_success() {
             return Meter::Blind;
         }
-        let content_type = answered.response.headers().get(header::CONTENT_TYPE);
+        let content_type = answered.head.headers.get(header::CONTENT_TYPE);
         let is_stream = content_type.is_some_and(|value| {
             value.as_bytes().get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
         });
@@ -54,21 +53,19 @@ impl Reading {
         }
     }
 
-    /// The answer as something to be read, metered and paid. The response's own body stays behind empty.
+    /// The answer as something to be read, metered and paid.
     fn board(&self, mut fare: Box<Fare>, answered: Answered) -> (http::response::Parts, Box<Ride>) {
         let meter = self.meter(&answered);
-        let Answered { response, lease } = answered;
-        fare.answered_by(&lease.upstream().target.name);
-        let (head, body) = response.into_parts();
+        let Answered { head, rest } = answered;
+        fare.answered_by(&rest.target().name);
         let covered = match &self.inspection {
             Some(inspection) if fare.price.metered() => inspection.upper_tokens(&fare.price, self.clamped).output,
             _ => u64::MAX,
         };
-        let idle = Duration::from_millis(lease.upstream().target.settings.idle_timeout_ms);
-        let left = body.size_hint().exact();
+        let idle = Duration::from_millis(rest.target().settings.idle_timeout_ms);
+        let left = rest.left();
         let status = head.status.as_u16();
-        let lease = Some(lease);
-        (head, Box::new(Ride { body, lease, meter, fare, status, idle, timer: None, covered, left }))
+        (head, Box::new(Ride { rest, meter, fare, status, idle, covered, left }))
     }
 }
 
@@ -166,19 +163,20 @@ pub(super) async fn switch(
     request_id: HeaderValue,
     route: &Route,
     mut fare: Box<Fare>,
-    mut answered: Answered,
+    answered: Answered,
     client_side: OnUpgrade,
 ) -> Response<Outgoing> {
-    let target = &answered.lease.upstream().target;
+    let target = answered.rest.target();
     let idle = Duration::from_millis(target.settings.idle_timeout_ms);
     fare.answered_by(&target.name);
     fare.upstream_ended();
     let cost = fare.price.cost(Tokens::default());
     let reply = fare.finish(End { outcome: Outcome::Ok, status: 101, cost, tally: None });
     fare.acknowledged(reply).await;
-    let upstream_side = hyper::upgrade::on(&mut answered.response);
+    let mut response = Response::from_parts(answered.head, ());
+    let upstream_side = hyper::upgrade::on(&mut response);
     fare.worker().rides.spawn(websocket::tunnel(client_side, upstream_side, idle));
-    let (mut head, _) = answered.response.into_parts();
+    let (mut head, ()) = response.into_parts();
     headers::strip_answer(&mut head.headers, route.kind(), false);
     head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));

@@ -9,10 +9,11 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 
 use super::body::{Bounded, ForwardBody, Progress};
-use super::headers::{self, ConnectionOptions, Forwarding};
+use super::headers::{ConnectionOptions, Forwarding};
+use super::pool::Answered;
 use super::refusal::Refusal;
 use super::route::Route;
-use super::upstream::{Answered, Fault, Outbound, Upstream};
+use super::upstream::{Fault, Outbound, Upstream};
 use super::worker::Peer;
 
 /// Before the same upstream is tried again, for each time round.
@@ -143,16 +144,9 @@ async fn attempt(upstream: &Rc<Upstream>, route: &Route, job: &mut Job) -> Resul
         empty: matches!(job.body, Payload::Empty),
         upgrade: job.upgrade.as_ref(),
     };
-    let headers = headers::forward(&what, &upstream.target);
-    let outbound = Outbound {
-        method: job.method.clone(),
-        path: &job.path,
-        headers,
-        body: job.body.send(),
-        upgrade: job.upgrade.is_some(),
-    };
+    let outbound = Outbound { method: &job.method, path: &job.path, what, body: job.body.send() };
     match upstream.send(outbound).await {
-        Ok(answered) if cannot_now(answered.response.status()) => Err(Failure::Answer(Box::new(answered))),
+        Ok(answered) if cannot_now(answered.head.status) => Err(Failure::Answer(Box::new(answered))),
         Ok(answered) => {
             upstream.target.breaker.succeeded();
             Ok(answered)

@@ -91,36 +91,34 @@ pub(super) struct Forwarding<'a> {
     pub(super) upgrade: Option<&'a HeaderValue>,
 }
 
-/// The headers of a request to an upstream: the client's, without those of its connection, its credentials and our own;
-/// with the upstream's key.
-pub(super) fn forward(what: &Forwarding<'_>, target: &Target) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(what.client.len() + 8);
+/// The fields of a request to an upstream, one after another: the client's, without those of its connection, its
+/// credentials and our own; with the upstream's key.
+pub(super) fn forward(what: &Forwarding<'_>, target: &Target, mut put: impl FnMut(&HeaderName, &HeaderValue)) {
     for (name, value) in what.client {
         if passes_forward(name, what) {
-            headers.append(name.clone(), value.clone());
+            put(name, value);
         }
     }
     match what.kind {
         RouteKind::Anthropic => {
             if let Some(key) = &target.key {
-                headers.insert(X_API_KEY.clone(), key.clone());
+                put(&X_API_KEY, key);
             }
         }
         RouteKind::Openai | RouteKind::Http => {
             if let Some(bearer) = &target.bearer {
-                headers.insert(header::AUTHORIZATION, bearer.clone());
+                put(&header::AUTHORIZATION, bearer);
             }
         }
     }
     if what.read {
-        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        put(&header::ACCEPT_ENCODING, &HeaderValue::from_static("identity"));
     }
-    headers.insert(X_REQUEST_ID.clone(), what.request_id.clone());
-    headers.append(header::VIA, via(what.version));
+    put(&X_REQUEST_ID, what.request_id);
+    put(&header::VIA, &via(what.version));
     if what.kind == RouteKind::Http {
-        forwarded(what, &mut headers);
+        forwarded(what, put);
     }
-    headers
 }
 
 fn passes_forward(name: &HeaderName, what: &Forwarding<'_>) -> bool {
@@ -165,22 +163,22 @@ fn via(version: http::Version) -> HeaderValue {
 }
 
 /// Who asks, for an upstream of one's own; an AI service is not told where its callers' users sit.
-fn forwarded(what: &Forwarding<'_>, headers: &mut HeaderMap) {
+fn forwarded(what: &Forwarding<'_>, mut put: impl FnMut(&HeaderName, &HeaderValue)) {
     if let Ok(peer) = HeaderValue::from_str(&what.peer.to_string()) {
-        headers.append(X_FORWARDED_FOR.clone(), peer);
+        put(&X_FORWARDED_FOR, &peer);
     }
     let proto = if what.https { "https" } else { "http" };
-    headers.insert(X_FORWARDED_PROTO.clone(), HeaderValue::from_static(proto));
+    put(&X_FORWARDED_PROTO, &HeaderValue::from_static(proto));
     if let Some(host) = what.client.get(header::HOST) {
-        headers.insert(X_FORWARDED_HOST.clone(), host.clone());
+        put(&X_FORWARDED_HOST, host);
     }
     if let Some(protocol) = what.upgrade {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, protocol.clone());
+        put(&header::CONNECTION, &HeaderValue::from_static("upgrade"));
+        put(&header::UPGRADE, protocol);
     } else if what.client.get_all(header::TE).iter().any(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
         // RFC 9110 §10.1.4: "A sender of TE MUST also send a "TE" connection option". HTTP/2 has no such field.
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
-        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+        put(&header::TE, &HeaderValue::from_static("trailers"));
+        put(&header::CONNECTION, &HeaderValue::from_static("te"));
     }
 }
 
@@ -327,7 +325,11 @@ mod tests {
             empty: false,
             upgrade: None,
         };
-        forward(&what, &target())
+        let mut headers = HeaderMap::new();
+        forward(&what, &target(), |name, value| {
+            headers.append(name.clone(), value.clone());
+        });
+        headers
     }
 
     #[test]

@@ -59,7 +59,11 @@ pub fn headers(data: &[u8]) -> Result<(), Violation> {
     };
     TARGET.with(|target| {
         let Some(target) = target else { return Err(Violation("the upstream's settings are good")) };
-        forwarded(&what, &forward(&what, target))
+        let mut sent = HeaderMap::new();
+        forward(&what, target, |name, value| {
+            sent.append(name.clone(), value.clone());
+        });
+        forwarded(&what, &sent)
     })?;
     let mut answer = client.clone();
     strip_answer(&mut answer, kind, choices & 0x40 != 0);

@@ -26,9 +26,10 @@ use super::forward::{Job, Payload};
 use super::headers::{self, ConnectionOptions};
 use super::id;
 use super::meter::{self, Inspection};
+use super::pool::Answered;
 use super::refusal::Refusal;
 use super::route::{self, Route};
-use super::upstream::{Answered, Fault};
+use super::upstream::Fault;
 use super::websocket;
 use super::worker::{Peer, Worker};
 use crate::config::RouteKind;
@@ -241,11 +242,11 @@ async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<R
     match answered {
         Err(refusal) => Err(fare.refused(refusal)),
         Ok(answered) if is_our_fault(&answered, route.kind()) => {
-            let upstream = &answered.lease.upstream().target.name;
+            let upstream = &answered.rest.target().name;
             tracing::warn!(request_id = %passage.id, upstream, "the upstream does not accept our key");
             Err(fare.refused(Refusal::UpstreamKey))
         }
-        Ok(answered) if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS => match client_side {
+        Ok(answered) if answered.head.status == StatusCode::SWITCHING_PROTOCOLS => match client_side {
             Some(client_side) => {
                 let id = passage.request_id.clone();
                 Ok(Box::pin(delivery::switch(id, &route, fare, answered, client_side)).await)
@@ -306,7 +307,7 @@ async fn unread_body(body: Incoming, route: &Route) -> Result<Payload, Refusal> 
 
 /// An upstream's 401 or 403 to a request that carried our key.
 fn is_our_fault(answered: &Answered, kind: RouteKind) -> bool {
-    let refused = matches!(answered.response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    let refused = matches!(answered.head.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
     // An application of one's own that was given no key speaks to its users.
-    refused && (kind != RouteKind::Http || answered.lease.upstream().target.key.is_some())
+    refused && (kind != RouteKind::Http || answered.rest.target().key.is_some())
 }

@@ -1,20 +1,16 @@
 //! The rest of an answer, and what is owed for it: whoever holds it last settles it.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http_body::Body;
-use hyper::body::Incoming;
-use tokio::time::Sleep;
 
 use super::fare::{CLIENT_GONE, End, Fare};
+use super::http1::{Broken, Part};
 use super::meter::{AnswerMeter, StreamMeter, Tally};
 use super::outcome::Outcome;
-use super::upstream::Lease;
+use super::pool::Rest;
 use crate::config::ClientGone;
 use crate::credits::Credits;
 use crate::ledger::Reply;
@@ -36,13 +32,11 @@ pub(super) enum Meter {
 /// settles it.
 #[derive(Debug)]
 pub(super) struct Ride {
-    pub(super) body: Incoming,
-    pub(super) lease: Option<Lease>,
+    pub(super) rest: Rest,
     pub(super) meter: Meter,
     pub(super) fare: Box<Fare>,
     pub(super) status: u16,
     pub(super) idle: Duration,
-    pub(super) timer: Option<Pin<Box<Sleep>>>,
     /// Output tokens that what is held pays for.
     pub(super) covered: u64,
     /// Of the answer's body, what the upstream says is still to come.
@@ -61,50 +55,44 @@ pub(super) enum Step {
 
 impl Ride {
     pub(super) fn poll_step(&mut self, context: &mut Context<'_>) -> Poll<Step> {
-        if self.body.is_end_stream() {
-            return Poll::Ready(self.ended());
-        }
-        match Pin::new(&mut self.body).poll_frame(context) {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.timer = None;
-                match frame.into_data() {
-                    Ok(data) => {
-                        if let Some(left) = &mut self.left {
-                            *left = left.saturating_sub(data.len() as u64);
-                        }
-                        Poll::Ready(Step::Data(data))
-                    }
-                    Err(frame) => Poll::Ready(frame.into_trailers().map_or(Step::End, Step::Trailers)),
+        Poll::Ready(match ready!(self.rest.poll_part(context, self.idle)) {
+            Ok(Part::Data(data)) => {
+                if let Some(left) = &mut self.left {
+                    *left = left.saturating_sub(data.len() as u64);
                 }
+                if self.rest.is_over() {
+                    self.read();
+                }
+                Step::Data(data)
             }
-            Poll::Ready(Some(Err(_))) => Poll::Ready(self.broken(Outcome::UpstreamCut)),
-            Poll::Ready(None) => Poll::Ready(self.ended()),
-            Poll::Pending => {
-                let idle = self.idle;
-                let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
-                ready!(timer.as_mut().poll(context));
-                Poll::Ready(self.broken(Outcome::UpstreamTimeout))
+            Ok(Part::Trailers(trailers)) => Step::Trailers(trailers),
+            Ok(Part::End) => {
+                self.read();
+                Step::End
             }
-        }
+            Err(Broken::TimedOut) => self.broken(Outcome::UpstreamTimeout),
+            Err(error) => {
+                tracing::debug!(%error, "an answer broke off");
+                self.broken(Outcome::UpstreamCut)
+            }
+        })
     }
 
-    fn ended(&mut self) -> Step {
+    /// The upstream has said everything.
+    fn read(&mut self) {
         self.fare.upstream_ended();
-        if let Some(lease) = self.lease.take() {
-            lease.done();
-        }
-        Step::End
+        self.rest.done();
     }
 
     fn broken(&mut self, outcome: Outcome) -> Step {
         self.fare.upstream_ended();
-        self.lease = None;
+        self.rest.cut();
         Step::Broken(outcome)
     }
 
     /// Whether the body is complete although its end was not read yet.
     pub(super) fn complete(&self) -> bool {
-        self.left == Some(0) || self.body.is_end_stream()
+        self.left == Some(0) || self.rest.is_over()
     }
 
     /// How much a stream outgrew what is held: what to take now, and at least.

@@ -1,36 +1,30 @@
-//! One worker's connections to one upstream.
-//!
-//! HTTP/1 connections are kept while idle and used last-in, first-out. HTTP/2 connections are shared, each by a bounded
-//! number of requests. Everything here lives on the worker's own thread.
+//! How a request reaches an upstream and its answer's head comes back.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::Cell;
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use http::{Request, Response, Uri, uri};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use bytes::Bytes;
+use http::{Method, Request, Uri, header, uri};
 use prometheus::IntCounter;
 use tokio::time::timeout;
 
 use super::body::ForwardBody;
-use super::connect;
+use super::connect::{self, Need};
+use super::headers::{self, Forwarding};
+use super::http1::{Broken, Fields, Line, Scratch};
+use super::pool::{Answered, Lease, Plain, Pool, Way};
 use super::target::Target;
-use super::worker::LocalTasks;
+use super::tasks::LocalTasks;
 use crate::config;
 use crate::telemetry::Metrics;
 
-/// Requests that share one HTTP/2 connection before another is opened.
-const STREAMS_PER_CONNECTION: usize = 100;
 /// Open connections to one upstream, per worker.
 const MAX_CONNECTIONS: usize = 16_384;
 /// Connections that one request may find dead before it was sent; after the first they are fresh ones.
 const MAX_STALE: usize = 2;
-
-type Sender1 = http1::SendRequest<ForwardBody>;
-type Sender2 = http2::SendRequest<ForwardBody>;
 
 /// Why an attempt got no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -66,46 +60,12 @@ impl Fault {
 #[derive(Debug)]
 pub(super) struct Upstream {
     pub(super) target: Arc<Target>,
-    idle: RefCell<VecDeque<Idle>>,
-    shared: RefCell<Vec<Rc<Shared>>>,
+    pool: Rc<Pool>,
     open: Rc<Cell<usize>>,
     tasks: LocalTasks,
+    scratch: Scratch,
     connects: IntCounter,
     errors: [IntCounter; 6],
-}
-
-#[derive(Debug)]
-struct Idle {
-    sender: Sender1,
-    since: Instant,
-}
-
-/// An HTTP/2 connection.
-#[derive(Debug)]
-struct Shared {
-    sender: Sender2,
-    streams: Cell<usize>,
-    last_used: Cell<Instant>,
-}
-
-/// The part of a connection that one request has. Given back when its answer was read to the end.
-#[derive(Debug)]
-pub(super) struct Lease {
-    upstream: Rc<Upstream>,
-    way: Way,
-}
-
-#[derive(Debug)]
-enum Way {
-    Own(Option<Sender1>),
-    Part(Rc<Shared>),
-}
-
-/// An answer whose body is still to come.
-#[derive(Debug)]
-pub(super) struct Answered {
-    pub(super) response: Response<Incoming>,
-    pub(super) lease: Lease,
 }
 
 /// An attempt without an answer, and its body where that was not touched.
@@ -114,24 +74,16 @@ pub(super) struct Failed {
     pub(super) unsent: Option<ForwardBody>,
 }
 
-impl Failed {
-    fn new(fault: Fault, unsent: Option<Request<ForwardBody>>) -> Failed {
-        Failed { fault, unsent: unsent.map(Request::into_body) }
-    }
-}
-
 /// One request as it shall be sent.
 pub(super) struct Outbound<'a> {
-    pub(super) method: http::Method,
+    pub(super) method: &'a Method,
     pub(super) path: &'a uri::PathAndQuery,
-    pub(super) headers: http::HeaderMap,
+    pub(super) what: Forwarding<'a>,
     pub(super) body: ForwardBody,
-    /// Only HTTP/1 can change protocols.
-    pub(super) upgrade: bool,
 }
 
 impl Upstream {
-    pub(super) fn new(target: Arc<Target>, tasks: LocalTasks, metrics: &Metrics) -> Rc<Upstream> {
+    pub(super) fn new(target: Arc<Target>, tasks: LocalTasks, scratch: Scratch, metrics: &Metrics) -> Rc<Upstream> {
         let faults = [
             Fault::Connect,
             Fault::ConnectTimeout,
@@ -144,17 +96,26 @@ impl Upstream {
         Rc::new(Upstream {
             connects: metrics.upstream_connects.with_label_values(&[&target.name]),
             errors: faults.map(error),
+            pool: Pool::new(Arc::clone(&target)),
             target,
-            idle: RefCell::default(),
-            shared: RefCell::default(),
             open: Rc::default(),
             tasks,
+            scratch,
         })
     }
 
-    /// Sends a request and waits for the head of its answer. A kept connection that turns out to be dead before it
-    /// took the request costs nothing but another look.
-    pub(super) async fn send(self: &Rc<Self>, outbound: Outbound<'_>) -> Result<Answered, Failed> {
+    /// Closes what has been idle for too long. Called every second.
+    pub(super) fn prune(&self) {
+        self.pool.prune();
+    }
+
+    /// Closes every idle connection, at the end.
+    pub(super) fn close(&self) {
+        self.pool.close();
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    pub(super) async fn send(&self, outbound: Outbound<'_>) -> Result<Answered, Failed> {
         let result = self.try_send(outbound).await;
         if let Err(failed) = &result {
             self.errors[failed.fault as usize].inc();
@@ -162,140 +123,179 @@ impl Upstream {
         result
     }
 
-    async fn try_send(self: &Rc<Self>, outbound: Outbound<'_>) -> Result<Answered, Failed> {
-        let Some(path) = self.target.path(outbound.path) else { return Err(Failed::new(Fault::Garbled, None)) };
-        let upgrade = outbound.upgrade;
-        let wait = Wait::new(&outbound.body, &self.target.settings);
-        let mut request = Request::new(outbound.body);
-        *request.method_mut() = outbound.method;
-        *request.headers_mut() = outbound.headers;
-        let mut fresh = false;
+    async fn try_send(&self, outbound: Outbound<'_>) -> Result<Answered, Failed> {
+        let Outbound { method, path, what, body } = outbound;
+        let Some(path) = self.target.path(path) else { return Err(Failed { fault: Fault::Garbled, unsent: None }) };
+        let need = match &body {
+            _ if what.upgrade.is_some() => Need::Upgrade,
+            ForwardBody::Empty | ForwardBody::Full(_) => Need::Whole,
+            ForwardBody::Streamed(_) => Need::Streamed,
+        };
+        let lease = match self.pool.take(need, false) {
+            Some(lease) => lease,
+            // Boxed: it is rare, and with TLS large.
+            None => match Box::pin(self.connect(need)).await {
+                Ok(lease) => lease,
+                Err(fault) => return Err(Failed { fault, unsent: Some(body) }),
+            },
+        };
+        match lease {
+            Lease { way: Way::Plain(connection), pool } => {
+                let asked = match body {
+                    ForwardBody::Full(Some(body)) => self.ask(connection, method, &path, &what, body).await,
+                    _ => self.ask(connection, method, &path, &what, Bytes::new()).await,
+                };
+                let (head, connection) = asked.map_err(|fault| Failed { fault, unsent: None })?;
+                Ok(Lease { way: Way::Plain(connection), pool }.answered(head, None))
+            }
+            // Boxed: most requests do not go this way.
+            lease => Box::pin(self.hand_over(lease, need, method, &path, &what, body)).await,
+        }
+    }
+
+    /// Writes the request here, and reads the head of its answer.
+    async fn ask(
+        &self,
+        mut connection: Box<Plain>,
+        method: &Method,
+        path: &uri::PathAndQuery,
+        what: &Forwarding<'_>,
+        body: Bytes,
+    ) -> Result<(http::response::Parts, Box<Plain>), Fault> {
+        // RFC 9110 §8.6: a method that gives content a meaning names its length even where that is zero.
+        let expected = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
+        let named = !body.is_empty() || expected || what.client.contains_key(header::CONTENT_LENGTH);
+        let line = Line { method, path, host: &self.target.host, length: named.then_some(body.len()) };
+        let fields = |fields: &mut Fields<'_>| {
+            headers::forward(what, &self.target, |name, value| {
+                if *name != header::CONTENT_LENGTH {
+                    fields.put(name, value);
+                }
+            });
+        };
+        connection.send(&line, fields, body);
+        let limit = Duration::from_millis(self.target.settings.first_byte_timeout_ms);
+        let head = std::future::poll_fn(|context| connection.poll_head(context, limit)).await;
+        let head = head.map_err(|error| {
+            tracing::debug!(upstream = self.target.name, %error, "an attempt failed");
+            match error {
+                Broken::Garbled(_) => Fault::Garbled,
+                Broken::Io(_) | Broken::Closed => Fault::Closed,
+                Broken::TimedOut => Fault::FirstByteTimeout,
+            }
+        })?;
+        Ok((head, connection))
+    }
+
+    /// Has hyper send the request. A kept connection that turns out to be dead before it took the request costs nothing
+    /// but another look.
+    async fn hand_over(
+        &self,
+        mut lease: Lease,
+        need: Need,
+        method: &Method,
+        path: &uri::PathAndQuery,
+        what: &Forwarding<'_>,
+        body: ForwardBody,
+    ) -> Result<Answered, Failed> {
+        let wait = Wait::new(&body, &self.target.settings);
+        let mut request = Request::new(body);
+        *request.method_mut() = method.clone();
+        let fields = request.headers_mut();
+        fields.reserve(what.client.len() + 8);
+        headers::forward(what, &self.target, |name, value| {
+            fields.append(name.clone(), value.clone());
+        });
         for attempt in 0..=MAX_STALE {
-            let lease = match self.kept(upgrade, fresh) {
-                Some(lease) => lease,
-                // Boxed: it is rare, and with TLS large.
-                None => match Box::pin(self.connect(upgrade)).await {
-                    Ok(lease) => lease,
-                    Err(fault) => return Err(Failed::new(fault, Some(request))),
-                },
-            };
-            self.address(&mut request, &lease, &path);
-            match lease.exchange(request, &wait).await {
+            self.address(&mut request, &lease, path);
+            match self.exchange(lease, request, &wait).await {
                 Ok(answered) => return Ok(answered),
                 Err((fault, Some(unsent))) if attempt < MAX_STALE => {
                     tracing::trace!(upstream = self.target.name, %fault, "a kept connection was dead");
                     request = *unsent;
-                    fresh = true;
                 }
-                Err((fault, unsent)) => return Err(Failed::new(fault, unsent.map(|request| *request))),
+                Err((fault, unsent)) => {
+                    return Err(Failed { fault, unsent: unsent.map(|request| request.into_body()) });
+                }
             }
+            // A request that was to be shared goes on shared or driven: hyper has its body by now.
+            let need = if need == Need::Whole { Need::Streamed } else { need };
+            lease = match self.pool.take(need, true) {
+                Some(lease) => lease,
+                None => match self.connect(need).await {
+                    Ok(lease) => lease,
+                    Err(fault) => return Err(Failed { fault, unsent: Some(request.into_body()) }),
+                },
+            };
         }
-        Err(Failed::new(Fault::Closed, Some(request)))
+        Err(Failed { fault: Fault::Closed, unsent: Some(request.into_body()) })
     }
 
     /// HTTP/1 asks by path and names the host; HTTP/2 asks by the whole URL.
     fn address(&self, request: &mut Request<ForwardBody>, lease: &Lease, path: &uri::PathAndQuery) {
-        match lease.way {
-            Way::Own(_) => {
-                *request.version_mut() = http::Version::HTTP_11;
-                *request.uri_mut() = Uri::from(path.clone());
-                request.headers_mut().insert(http::header::HOST, self.target.host.clone());
+        if let Way::Part(_) = lease.way {
+            let mut parts = uri::Parts::default();
+            parts.scheme = Some(self.target.scheme.clone());
+            parts.authority = Some(self.target.authority.clone());
+            parts.path_and_query = Some(path.clone());
+            *request.version_mut() = http::Version::HTTP_2;
+            *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+            request.headers_mut().remove(header::HOST);
+            request.headers_mut().remove(header::CONNECTION);
+        } else {
+            *request.version_mut() = http::Version::HTTP_11;
+            *request.uri_mut() = Uri::from(path.clone());
+            request.headers_mut().insert(header::HOST, self.target.host.clone());
+        }
+    }
+
+    async fn exchange(
+        &self,
+        mut lease: Lease,
+        request: Request<ForwardBody>,
+        wait: &Wait,
+    ) -> Result<Answered, (Fault, Unsent)> {
+        let sent = match &mut lease.way {
+            Way::Driven(sender) => wait.bound(sender.try_send_request(request)).await,
+            Way::Part(part) => {
+                let mut sender = part.sender();
+                wait.bound(sender.try_send_request(request)).await
             }
-            Way::Part(_) => {
-                let mut parts = uri::Parts::default();
-                parts.scheme = Some(self.target.scheme.clone());
-                parts.authority = Some(self.target.authority.clone());
-                parts.path_and_query = Some(path.clone());
-                *request.version_mut() = http::Version::HTTP_2;
-                *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-                request.headers_mut().remove(http::header::HOST);
-                request.headers_mut().remove(http::header::CONNECTION);
+            Way::Plain(_) => return Err((Fault::Closed, Some(Box::new(request)))),
+        };
+        match sent {
+            Err(fault) => Err((fault, None)),
+            Ok(Ok(response)) => {
+                let (head, body) = response.into_parts();
+                Ok(lease.answered(head, Some(body)))
+            }
+            Ok(Err(mut error)) => {
+                let unsent = error.take_message().map(Box::new);
+                let error = error.into_error();
+                tracing::debug!(upstream = self.target.name, %error, "an attempt failed");
+                let fault = if error.is_parse() { Fault::Garbled } else { Fault::Closed };
+                Err((fault, unsent))
             }
         }
     }
 
-    fn kept(self: &Rc<Self>, upgrade: bool, fresh: bool) -> Option<Lease> {
-        if !upgrade && let Some(shared) = self.shareable() {
-            return Some(Lease::part(self, shared));
-        }
-        if fresh {
-            return None;
-        }
-        let mut idle = self.idle.borrow_mut();
-        let mut index = idle.len();
-        while index > 0 {
-            index -= 1;
-            if idle[index].sender.is_closed() {
-                idle.remove(index);
-            } else if idle[index].sender.is_ready() {
-                let sender = idle.remove(index)?.sender;
-                return Some(Lease { upstream: Rc::clone(self), way: Way::Own(Some(sender)) });
-            }
-        }
-        None
-    }
-
-    fn shareable(&self) -> Option<Rc<Shared>> {
-        let mut shared = self.shared.borrow_mut();
-        if shared.is_empty() {
-            return None;
-        }
-        shared.retain(|connection| !connection.sender.is_closed());
-        shared.iter().find(|connection| connection.streams.get() < STREAMS_PER_CONNECTION).cloned()
-    }
-
-    async fn connect(self: &Rc<Self>, upgrade: bool) -> Result<Lease, Fault> {
+    async fn connect(&self, need: Need) -> Result<Lease, Fault> {
         if self.open.get() >= MAX_CONNECTIONS {
             return Err(Fault::Full);
         }
         let limit = Duration::from_millis(self.target.settings.connect_timeout_ms);
         let guard = connect::Open::new(&self.open);
-        let made = timeout(limit, self.target.dial.connect(guard, &self.tasks, upgrade)).await;
+        let made = timeout(limit, self.target.dial.connect(guard, &self.tasks, &self.scratch, need)).await;
         let made = made.map_err(|_| Fault::ConnectTimeout)?.map_err(|error| {
             tracing::debug!(upstream = self.target.name, %error, "connecting failed");
             Fault::Connect
         })?;
         self.connects.inc();
         Ok(match made {
-            connect::Made::Http1(sender) => Lease { upstream: Rc::clone(self), way: Way::Own(Some(sender)) },
-            connect::Made::Http2(sender) => {
-                let connection =
-                    Rc::new(Shared { sender, streams: Cell::new(0), last_used: Cell::new(Instant::now()) });
-                self.shared.borrow_mut().push(Rc::clone(&connection));
-                Lease::part(self, connection)
-            }
+            connect::Made::Plain(connection) => self.pool.lease(Way::Plain(Box::new(connection))),
+            connect::Made::Driven(sender) => self.pool.lease(Way::Driven(sender)),
+            connect::Made::Http2(sender) => self.pool.share(sender),
         })
-    }
-
-    /// Closes what has been idle for too long. Called every second.
-    pub(super) fn prune(&self) {
-        let limit = Duration::from_millis(self.target.settings.idle_connection_ms);
-        let old = |since: Instant| since.elapsed() >= limit;
-        let mut idle = self.idle.borrow_mut();
-        while idle.front().is_some_and(|oldest| old(oldest.since)) {
-            idle.pop_front();
-        }
-        self.shared.borrow_mut().retain(|connection| {
-            let unused = connection.streams.get() == 0 && old(connection.last_used.get());
-            !connection.sender.is_closed() && !unused
-        });
-    }
-
-    /// Closes every idle connection, at the end.
-    pub(super) fn close(&self) {
-        self.idle.borrow_mut().clear();
-        self.shared.borrow_mut().clear();
-    }
-
-    fn keep(&self, sender: Sender1) {
-        if sender.is_closed() || self.target.settings.max_idle_connections == 0 {
-            return;
-        }
-        let mut idle = self.idle.borrow_mut();
-        if idle.len() >= self.target.settings.max_idle_connections {
-            idle.pop_front();
-        }
-        idle.push_back(Idle { sender, since: Instant::now() });
     }
 }
 
@@ -331,54 +331,3 @@ impl Wait {
 }
 
 type Unsent = Option<Box<Request<ForwardBody>>>;
-
-impl Lease {
-    fn part(upstream: &Rc<Upstream>, connection: Rc<Shared>) -> Lease {
-        connection.streams.set(connection.streams.get() + 1);
-        Lease { upstream: Rc::clone(upstream), way: Way::Part(connection) }
-    }
-
-    pub(super) fn upstream(&self) -> &Rc<Upstream> {
-        &self.upstream
-    }
-
-    async fn exchange(mut self, request: Request<ForwardBody>, wait: &Wait) -> Result<Answered, (Fault, Unsent)> {
-        let sent = match &mut self.way {
-            Way::Own(Some(sender)) => wait.bound(sender.try_send_request(request)).await,
-            Way::Own(None) => return Err((Fault::Closed, Some(Box::new(request)))),
-            Way::Part(connection) => {
-                let mut sender = connection.sender.clone();
-                wait.bound(sender.try_send_request(request)).await
-            }
-        };
-        match sent {
-            Err(fault) => Err((fault, None)),
-            Ok(Ok(response)) => Ok(Answered { response, lease: self }),
-            Ok(Err(mut error)) => {
-                let unsent = error.take_message().map(Box::new);
-                let error = error.into_error();
-                tracing::debug!(upstream = self.upstream.target.name, %error, "an attempt failed");
-                let fault = if error.is_parse() { Fault::Garbled } else { Fault::Closed };
-                Err((fault, unsent))
-            }
-        }
-    }
-
-    /// The answer was read to its end: the connection may carry another request.
-    pub(super) fn done(mut self) {
-        if let Way::Own(sender) = &mut self.way
-            && let Some(sender) = sender.take()
-        {
-            self.upstream.keep(sender);
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Way::Part(connection) = &self.way {
-            connection.streams.set(connection.streams.get().saturating_sub(1));
-            connection.last_used.set(Instant::now());
-        }
-    }
-}

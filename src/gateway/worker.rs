@@ -1,6 +1,6 @@
 //! A worker: a thread, its listener, its connections, and what its requests have in common.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -22,18 +22,20 @@ use prometheus::IntCounter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::LocalSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::client_io::{Activity, ClientIo, Clocks, Place};
+use super::http1::Scratch;
 use super::id::Ids;
 use super::outcome::Outcome;
 use super::request;
 use super::route::{Network, Routes};
 use super::shed::Shed;
+use super::tasks::LocalTasks;
 use super::upstream::Upstream;
 use super::{GatewayError, GatewayParts, connect};
 use crate::config::Config;
@@ -110,46 +112,6 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Tasks of a worker's own thread, all of which are waited for or ended before the worker ends.
-#[derive(Debug, Clone, Default)]
-pub(super) struct LocalTasks {
-    set: Rc<RefCell<JoinSet<()>>>,
-}
-
-impl LocalTasks {
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        let mut set = self.set.borrow_mut();
-        // What ended is taken out as something begins, so the set never outgrows what is alive by much.
-        while set.try_join_next().is_some() {}
-        set.spawn_local(task);
-    }
-
-    /// Until none is left.
-    async fn wait(&self) {
-        std::future::poll_fn(|context| {
-            loop {
-                match self.set.borrow_mut().poll_join_next(context) {
-                    Poll::Ready(Some(_)) => {}
-                    Poll::Ready(None) => return Poll::Ready(()),
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-        })
-        .await;
-    }
-
-    async fn end(&self) {
-        self.set.borrow_mut().abort_all();
-        self.wait().await;
-    }
-}
-
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalTasks {
-    fn execute(&self, task: F) {
-        self.spawn(task);
-    }
-}
-
 /// What only the gateway knows of credits; the ledger counts what it moves.
 #[derive(Debug)]
 pub(super) struct Counters {
@@ -209,10 +171,11 @@ async fn serve(shared: &Arc<Shared>, listener: TcpListener, stop: &CancellationT
     let (ledger_tasks, ledger_stop) = (TaskTracker::new(), CancellationToken::new());
     let ledger = shared.ledgers.connect(&ledger_tasks, ledger_stop.clone());
     let wires = LocalTasks::default();
+    let scratch = Scratch::new();
     let credits = |what: &str| shared.metrics.credits.with_label_values(&[what]);
     let worker = Rc::new(Worker {
         routes: Routes::new(&shared.network, |target| {
-            Upstream::new(Arc::clone(target), wires.clone(), &shared.metrics)
+            Upstream::new(Arc::clone(target), wires.clone(), scratch.clone(), &shared.metrics)
         }),
         counters: Counters { estimated: credits("estimated"), uncharged: credits("uncharged") },
         ids: Ids::new(),

@@ -20,6 +20,15 @@ pub struct AnswerMeter {
     progress: Progress,
 }
 
+/// Of an answer, what its upstream says about it.
+#[derive(Deserialize)]
+struct Report {
+    #[serde(default)]
+    usage: Object<Usage>,
+    #[serde(default)]
+    error: Present,
+}
+
 /// Of an answer, what says how much it is.
 #[derive(Deserialize)]
 struct Answer {
@@ -93,11 +102,28 @@ impl AnswerMeter {
             [only] => std::mem::take(only),
             many => many.concat().into(),
         };
-        match serde_json::from_slice::<Object<Answer>>(&joined).ok().and_then(|answer| answer.0) {
-            Some(answer) => self.read(&answer),
-            None => self.guess(),
+        if !self.reported(&joined) {
+            match serde_json::from_slice::<Object<Answer>>(&joined).ok().and_then(|answer| answer.0) {
+                Some(answer) => self.read(&answer),
+                None => self.guess(),
+            }
         }
         self.progress.tally()
+    }
+
+    /// Reads what most answers say about themselves; then their text need not be looked at.
+    fn reported(&mut self, answer: &[u8]) -> bool {
+        if self.endpoint == Endpoint::Images {
+            return false;
+        }
+        match serde_json::from_slice::<Object<Report>>(answer).ok().and_then(|report| report.0) {
+            Some(Report { usage: Object(Some(usage)), error: Present(false) }) => {
+                self.progress.report(&usage, true);
+                self.progress.complete = self.progress.reported();
+                self.progress.complete
+            }
+            _ => false,
+        }
     }
 
     fn read(&mut self, answer: &Answer) {

@@ -104,8 +104,11 @@ pub(super) struct Body<'b> {
 impl<'b> Body<'b> {
     pub(super) fn read(endpoint: Endpoint, bytes: &'b [u8]) -> Result<Body<'b>, BadRequest> {
         let mut reader = Reader { endpoint, bytes, body: Body::default(), bad: None };
-        let mut json = serde_json::Deserializer::from_slice(bytes);
-        let read = json.deserialize_any(&mut reader).and_then(|()| json.end());
+        let read = match str::from_utf8(bytes) {
+            // Checked at once, which costs less than checking text by text.
+            Ok(text) => reader.read(serde_json::Deserializer::from_str(text)),
+            Err(_) => reader.read(serde_json::Deserializer::from_slice(bytes)),
+        };
         if let Some(bad) = reader.bad {
             return Err(bad);
         }
@@ -196,6 +199,11 @@ struct Reader<'b> {
 }
 
 impl<'b> Reader<'b> {
+    fn read<R: serde_json::de::Read<'b>>(&mut self, mut json: serde_json::Deserializer<R>) -> serde_json::Result<()> {
+        json.deserialize_any(self)?;
+        json.end()
+    }
+
     fn raw(&self, value: &'b RawValue) -> Raw<'b> {
         let text = value.get();
         Raw { text, at: (text.as_ptr() as usize).saturating_sub(self.bytes.as_ptr() as usize) }

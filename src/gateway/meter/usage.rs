@@ -139,6 +139,11 @@ impl Progress {
         }
     }
 
+    /// Whether input and output were reported, and nothing came after.
+    pub(super) fn reported(&self) -> bool {
+        self.settled && self.reported.input().is_some() && self.reported.output.is_some()
+    }
+
     /// Whether anything was put out.
     pub(super) fn began(&self) -> bool {
         self.bytes > 0
@@ -185,7 +190,7 @@ impl Progress {
             Some(output) => output.max(self.delivered()),
             None => self.delivered(),
         };
-        let reported = self.settled && input.is_some() && self.reported.output.is_some();
+        let reported = self.reported();
         let (input, cached) = input.unwrap_or((self.likely_input, 0));
         if failed && output == 0 && images == 0 {
             return Tally { complete, failed, ..Tally::default() };
