@@ -15,7 +15,7 @@ use tokio::time::Sleep;
 
 use super::outcome::Outcome;
 use super::ride::{Meter, Ride, Step};
-use super::worker::Worker;
+use super::common::Worker;
 use crate::ledger::Reply;
 
 type Extension = Pin<Box<dyn Future<Output = (Box<Ride>, bool)>>>;

@@ -11,7 +11,7 @@ use http::{Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 
 use super::answer::Answer;
-use super::body::{Outgoing, ReadyBody};
+use super::outgoing::{Outgoing, ReadyBody};
 use super::fare::{End, Fare};
 use super::forward::{self, Job};
 use super::gather::{self, GATHER_BYTES, Gathered};

@@ -10,7 +10,7 @@ use super::meter::Tally;
 use super::outcome::Outcome;
 use super::refusal::Refusal;
 use super::route::{Route, Uncharged};
-use super::worker::Worker;
+use super::common::Worker;
 use crate::config::OnLedgerDown;
 use crate::credits::Credits;
 use crate::identity::principal::SharedPrincipal;

@@ -14,7 +14,7 @@ use super::pool::Answered;
 use super::refusal::Refusal;
 use super::route::Route;
 use super::upstream::{Fault, Outbound, Upstream};
-use super::worker::Peer;
+use super::common::Peer;
 
 /// Before the same upstream is tried again, for each time round.
 const PAUSE: Duration = Duration::from_millis(50);

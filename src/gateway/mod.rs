@@ -9,6 +9,7 @@ mod ask;
 mod body;
 mod breaker;
 mod client_io;
+mod common;
 mod connect;
 mod delivery;
 mod fare;
@@ -20,6 +21,7 @@ mod id;
 pub mod invariants;
 pub mod meter;
 mod outcome;
+mod outgoing;
 mod pool;
 mod refusal;
 mod request;
@@ -72,14 +74,14 @@ pub enum GatewayError {
 
 /// The data plane of a replica: made, bound, run.
 pub struct Gateway {
-    shared: Arc<worker::Shared>,
+    shared: Arc<common::Shared>,
     listeners: Vec<TcpListener>,
 }
 
 impl Gateway {
     /// Checks routes, upstreams, prices and certificates.
     pub fn new(parts: GatewayParts) -> Result<Gateway, GatewayError> {
-        Ok(Gateway { shared: Arc::new(worker::Shared::new(parts)?), listeners: Vec::new() })
+        Ok(Gateway { shared: Arc::new(common::Shared::new(parts)?), listeners: Vec::new() })
     }
 
     /// Opens a listener for each worker, all on one port. Answers the address, whose port was chosen if it was 0.

@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde_json::json;
 
-use super::body::{BodyFault, Outgoing};
+use super::body::BodyFault;
 use super::headers::{self, X_SHOULD_RETRY};
 use super::meter;
 use super::outcome::Outcome;
@@ -208,7 +209,7 @@ impl Refusal {
     }
 
     /// As an answer. `request_id` is told in header and, where the protocol has a place for it, in the body.
-    pub(super) fn answer(&self, kind: RouteKind, anthropic: bool, request_id: HeaderValue) -> Response<Outgoing> {
+    pub(super) fn answer(&self, kind: RouteKind, anthropic: bool, request_id: HeaderValue) -> Response<Bytes> {
         let view = self.view();
         let form = if anthropic { RouteKind::Anthropic } else { kind };
         let text = match form {
@@ -216,7 +217,7 @@ impl Refusal {
             RouteKind::Anthropic => anthropic_body(&view, request_id.to_str().unwrap_or_default()),
             RouteKind::Http => problem(&view, request_id.to_str().unwrap_or_default()),
         };
-        let mut response = Response::new(Outgoing::text(text));
+        let mut response = Response::new(Bytes::from(text));
         *response.status_mut() = view.status;
         let fields = response.headers_mut();
         fields.insert(CONTENT_TYPE, HeaderValue::from_static(content_type(form)));

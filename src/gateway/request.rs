@@ -18,7 +18,8 @@ use tower::ServiceExt;
 use uuid::Uuid;
 
 use super::ask::{self, Terms};
-use super::body::{BodyFault, Bounded, BoxError, Outgoing};
+use super::body::{BodyFault, Bounded, BoxError};
+use super::outgoing::Outgoing;
 use super::client_io::{Activity, InFlight};
 use super::delivery::{self, Reading, Waiting};
 use super::fare::{self, Errand, Fare, Ticket};
@@ -31,7 +32,7 @@ use super::refusal::Refusal;
 use super::route::{self, Route};
 use super::upstream::Fault;
 use super::websocket;
-use super::worker::{Peer, Worker};
+use super::common::{Peer, Worker};
 use crate::config::RouteKind;
 use crate::credits::Credits;
 use crate::identity::principal::SharedPrincipal;
@@ -118,10 +119,10 @@ pub(super) async fn answer(
 /// The control plane answers under its own prefix.
 async fn control(passage: &Passage, request: Request<Incoming>) -> Response<Outgoing> {
     if let Err(wait) = passage.worker.shared.shed.check(passage.peer.address.ip()) {
-        return Refusal::Shed(wait).answer(RouteKind::Http, false, passage.request_id.clone());
+        return Refusal::Shed(wait).answer(RouteKind::Http, false, passage.request_id.clone()).map(Outgoing::text);
     }
     if passage.ambiguous {
-        return Refusal::Framing.answer(RouteKind::Http, false, passage.request_id.clone());
+        return Refusal::Framing.answer(RouteKind::Http, false, passage.request_id.clone()).map(Outgoing::text);
     }
     let Ok(response) = passage.worker.shared.api.clone().oneshot(request.map(axum::body::Body::new)).await;
     response.map(Outgoing::Api)
@@ -145,7 +146,7 @@ impl Passage {
             tracing::info!(request_id = %self.id, route, status, outcome = outcome.as_str(), reason = %refusal, latency_ms, "refused");
         }
         let kind = self.route.as_ref().map_or(RouteKind::Http, |route| route.kind());
-        refusal.answer(kind, self.anthropic, self.request_id.clone())
+        refusal.answer(kind, self.anthropic, self.request_id.clone()).map(Outgoing::text)
     }
 
     fn fare(&self, route: &Rc<Route>, who: &SharedPrincipal, ticket: Ticket, price: Price, head: &Parts) -> Box<Fare> {

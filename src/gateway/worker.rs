@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::num::NonZeroUsize;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -18,10 +17,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
-use prometheus::IntCounter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -29,19 +27,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::client_io::{Activity, ClientIo, Clocks, Place};
+use super::common::{Counters, Peer, Shared, Worker};
 use super::http1::Scratch;
 use super::id::Ids;
-use super::outcome::Outcome;
 use super::request;
-use super::route::{Network, Routes};
-use super::shed::Shed;
+use super::route::Routes;
 use super::tasks::LocalTasks;
 use super::upstream::Upstream;
-use super::{GatewayError, GatewayParts, connect};
-use crate::config::Config;
-use crate::identity::Identity;
-use crate::ledger::{Connect, SharedLedger};
-use crate::telemetry::Metrics;
 
 /// Connections that the kernel keeps for us while we are busy.
 const BACKLOG: i32 = 1_024;
@@ -64,43 +56,6 @@ const LAST_SETTLES: Duration = Duration::from_millis(250);
 /// itself, so that it can still say what it could not do.
 const LEDGER_DRAIN: Duration = Duration::from_secs(6);
 
-/// What all workers of a replica share.
-pub(super) struct Shared {
-    pub(super) config: Arc<Config>,
-    pub(super) identity: Arc<Identity>,
-    pub(super) metrics: Metrics,
-    pub(super) shed: Shed,
-    pub(super) api: axum::Router,
-    ledgers: Arc<dyn Connect>,
-    network: Network,
-    tls: Option<TlsAcceptor>,
-    connections: Arc<Semaphore>,
-}
-
-impl Shared {
-    pub(super) fn new(parts: GatewayParts) -> Result<Shared, GatewayError> {
-        let GatewayParts { config, identity, ledgers, metrics, api } = parts;
-        Ok(Shared {
-            network: Network::new(&config, &metrics)?,
-            tls: connect::server_config(&config.tls)?.map(TlsAcceptor::from),
-            shed: Shed::new(&config.shed),
-            connections: Arc::new(Semaphore::new(config.server.max_connections.clamp(1, Semaphore::MAX_PERMITS))),
-            config,
-            identity,
-            metrics,
-            api,
-            ledgers,
-        })
-    }
-
-    pub(super) fn workers(&self) -> usize {
-        match self.config.workers {
-            0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
-            workers => workers,
-        }
-    }
-}
-
 /// Opens one worker's listener. All of them listen on one port, and the kernel spreads connections over them.
 pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
@@ -110,50 +65,6 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
-}
-
-/// What only the gateway knows of credits; the ledger counts what it moves.
-#[derive(Debug)]
-pub(super) struct Counters {
-    pub(super) estimated: IntCounter,
-    pub(super) uncharged: IntCounter,
-}
-
-/// What a worker's requests have in common.
-pub(super) struct Worker {
-    pub(super) shared: Arc<Shared>,
-    pub(super) ledger: SharedLedger,
-    pub(super) routes: Routes,
-    pub(super) ids: Ids,
-    pub(super) counters: Counters,
-    /// What goes on without a client: answers read to their end, tunnels, late charges.
-    pub(super) rides: LocalTasks,
-    closing: Cell<bool>,
-}
-
-impl std::fmt::Debug for Worker {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.write_str("Worker")
-    }
-}
-
-impl Worker {
-    /// Past the drain deadline: nothing new is begun on anyone's behalf.
-    pub(super) fn closing(&self) -> bool {
-        self.closing.get()
-    }
-
-    /// Why a request is dropped.
-    pub(super) fn abandoned(&self) -> Outcome {
-        if self.closing() { Outcome::Drained } else { Outcome::ClientGone }
-    }
-}
-
-/// Whose request it is, as far as the network knows.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Peer {
-    pub(super) address: SocketAddr,
-    pub(super) https: bool,
 }
 
 /// A worker's whole life, on the calling thread.

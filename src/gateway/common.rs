@@ -1,0 +1,104 @@
+//! What requests have in common: on one worker, and on all of a replica.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use prometheus::IntCounter;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+use super::connect;
+use super::id::Ids;
+use super::outcome::Outcome;
+use super::route::{Network, Routes};
+use super::shed::Shed;
+use super::tasks::LocalTasks;
+use super::{GatewayError, GatewayParts};
+use crate::config::Config;
+use crate::identity::Identity;
+use crate::ledger::{Connect, SharedLedger};
+use crate::telemetry::Metrics;
+
+/// What all workers of a replica share.
+pub(super) struct Shared {
+    pub(super) config: Arc<Config>,
+    pub(super) identity: Arc<Identity>,
+    pub(super) metrics: Metrics,
+    pub(super) shed: Shed,
+    pub(super) api: axum::Router,
+    pub(super) ledgers: Arc<dyn Connect>,
+    pub(super) network: Network,
+    pub(super) tls: Option<TlsAcceptor>,
+    pub(super) connections: Arc<Semaphore>,
+}
+
+impl Shared {
+    pub(super) fn new(parts: GatewayParts) -> Result<Shared, GatewayError> {
+        let GatewayParts { config, identity, ledgers, metrics, api } = parts;
+        Ok(Shared {
+            network: Network::new(&config, &metrics)?,
+            tls: connect::server_config(&config.tls)?.map(TlsAcceptor::from),
+            shed: Shed::new(&config.shed),
+            connections: Arc::new(Semaphore::new(config.server.max_connections.clamp(1, Semaphore::MAX_PERMITS))),
+            config,
+            identity,
+            metrics,
+            api,
+            ledgers,
+        })
+    }
+
+    pub(super) fn workers(&self) -> usize {
+        match self.config.workers {
+            0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            workers => workers,
+        }
+    }
+}
+
+/// What only the gateway knows of credits; the ledger counts what it moves.
+#[derive(Debug)]
+pub(super) struct Counters {
+    pub(super) estimated: IntCounter,
+    pub(super) uncharged: IntCounter,
+}
+
+/// What a worker's requests have in common.
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) ledger: SharedLedger,
+    pub(super) routes: Routes,
+    pub(super) ids: Ids,
+    pub(super) counters: Counters,
+    /// What goes on without a client: answers read to their end, tunnels, late charges.
+    pub(super) rides: LocalTasks,
+    pub(super) closing: Cell<bool>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Worker")
+    }
+}
+
+impl Worker {
+    /// Past the drain deadline: nothing new is begun on anyone's behalf.
+    pub(super) fn closing(&self) -> bool {
+        self.closing.get()
+    }
+
+    /// Why a request is dropped.
+    pub(super) fn abandoned(&self) -> Outcome {
+        if self.closing() { Outcome::Drained } else { Outcome::ClientGone }
+    }
+}
+
+/// Whose request it is, as far as the network knows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer {
+    pub(super) address: SocketAddr,
+    pub(super) https: bool,
+}
+
