@@ -13,9 +13,9 @@ use http_body::Frame;
 use smallvec::SmallVec;
 use tokio::time::Sleep;
 
+use super::common::Worker;
 use super::outcome::Outcome;
 use super::ride::{Meter, Ride, Step};
-use super::common::Worker;
 use crate::ledger::Reply;
 
 type Extension = Pin<Box<dyn Future<Output = (Box<Ride>, bool)>>>;

@@ -101,4 +101,3 @@ pub(super) struct Peer {
     pub(super) address: SocketAddr,
     pub(super) https: bool,
 }
-

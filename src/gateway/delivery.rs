@@ -11,13 +11,13 @@ use http::{Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 
 use super::answer::Answer;
-use super::outgoing::{Outgoing, ReadyBody};
 use super::fare::{End, Fare};
 use super::forward::{self, Job};
 use super::gather::{self, GATHER_BYTES, Gathered};
 use super::headers;
 use super::meter::{AnswerMeter, Endpoint, Inspection, StreamMeter};
 use super::outcome::Outcome;
+use super::outgoing::{Outgoing, ReadyBody};
 use super::pool::Answered;
 use super::refusal::Refusal;
 use super::ride::{Meter, Ride};

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::common::Worker;
 use super::headers::Fares;
 use super::meter::Tally;
 use super::outcome::Outcome;
 use super::refusal::Refusal;
 use super::route::{Route, Uncharged};
-use super::common::Worker;
 use crate::config::OnLedgerDown;
 use crate::credits::Credits;
 use crate::identity::principal::SharedPrincipal;

@@ -9,12 +9,12 @@ use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
 
 use super::body::{Bounded, ForwardBody, Progress};
+use super::common::Peer;
 use super::headers::{ConnectionOptions, Forwarding};
 use super::pool::Answered;
 use super::refusal::Refusal;
 use super::route::Route;
 use super::upstream::{Fault, Outbound, Upstream};
-use super::common::Peer;
 
 /// Before the same upstream is tried again, for each time round.
 const PAUSE: Duration = Duration::from_millis(50);
