@@ -1,7 +1,7 @@
 //! Redis's CPU time for a batch of a worker's session, and for each request in it (`cargo bench --bench ledger_batch`):
 //! what the client spends does not count, so that the build's profile does not matter. It starts its own redis-server.
 //!
-//! `LEDGER_BENCH_REQUESTS` (200,000): requests for each batch size.
+//! `LEDGER_BENCH_REQUESTS` (200,000): requests for each batch size; `LEDGER_BENCH_SIZES`: the sizes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark may fail loudly")]
 
 use std::collections::VecDeque;
@@ -25,7 +25,7 @@ const ACCOUNTS: usize = 500;
 /// Requests under way.
 const IN_FLIGHT: usize = 48;
 /// Requests (a reserve and a settle each) in a batch.
-const SIZES: [usize; 5] = [0, 1, 4, 12, 32];
+const SIZES: &str = "0 1 4 12 32";
 
 struct Server {
     child: Child,
@@ -71,7 +71,7 @@ impl Bench {
         self.number += 1;
         let header = Header { session: SESSION, number: self.number, max_backlog: u64::MAX, memory_full: false };
         self.packed.pack(&self.keys, header, ops.iter());
-        let command = script::BATCH.command(self.packed.keys(), &self.packed.argument.0);
+        let command = self.packed.command();
         let bytes = self.link.call_bytes(&script::BATCH, &command).await.unwrap();
         match decode::batch(&bytes, SESSION, ops.iter()).unwrap() {
             BatchReply::Applied { answers, .. } => answers,
@@ -164,7 +164,10 @@ impl Bench {
         let batch = spent / batches as f64;
         match size {
             0 => println!("{size:>3} requests a batch: {batch:>8.2} us a batch"),
-            _ => println!("{size:>3} requests a batch: {batch:>8.2} us a batch, {:>6.2} us a request", batch / size as f64),
+            _ => println!(
+                "{size:>3} requests a batch: {batch:>8.2} us a batch, {:>6.2} us a request",
+                batch / size as f64
+            ),
         }
     }
 }
@@ -175,8 +178,7 @@ fn main() {
     eprintln!("redis-server: process {}", server.child.id());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let connector =
-            Connector::new(&format!("redis://127.0.0.1:{}/", server.port), Duration::from_secs(5)).unwrap();
+        let connector = Connector::new(&format!("redis://127.0.0.1:{}/", server.port), Duration::from_secs(5)).unwrap();
         let mut link = connector.link(prometheus::IntCounter::new("reconnects", "reconnects").unwrap());
         while link.send(&redis::cmd("PING")).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -205,8 +207,9 @@ fn main() {
             ..Usage::default()
         };
         let usage = usage.encode();
-        for size in SIZES {
-            bench.run(size, requests, &usage).await;
+        let sizes = std::env::var("LEDGER_BENCH_SIZES").unwrap_or_else(|_| SIZES.to_owned());
+        for size in sizes.split_whitespace() {
+            bench.run(size.parse().expect("a number"), requests, &usage).await;
         }
     });
 }

@@ -17,13 +17,14 @@ meta[5] = now
 
 local forfeited, unreadable = 0, 0
 local sets, names = {}, {}
-local function abandon(account)
-  local _, index = find_holder(checked(account), request[1])
-  if not index then return nil end
+local function abandon(packed)
+  local account = read_account(packed)
+  local holder = find_holder(account, request[1])
+  if not holder then return nil end
   local events_before = #events
-  local amount = abandon_at(account, index)
+  local amount = abandon_at(account, holder)
   tidy(account, events_before)
-  return amount
+  return amount, pack_account(account)
 end
 -- After the prefix comes `acct:`.
 name_begins = request[3] + 6
@@ -32,13 +33,12 @@ for i = 6, #KEYS do
   names[#names + 1] = string.sub(KEYS[i], name_begins)
   local packed, events_before = values[i - 3], #events
   if packed then
-    local readable, account = pcall(cmsgpack.unpack, packed)
-    local ok, amount = pcall(abandon, account)
-    if readable and ok then
+    local ok, amount, account = pcall(abandon, packed)
+    if ok then
       if amount then
         forfeited = forfeited + amount
         sets[#sets + 1] = KEYS[i]
-        sets[#sets + 1] = cmsgpack.pack(account)
+        sets[#sets + 1] = account
       end
     else
       unreadable = unreadable + 1
@@ -51,7 +51,7 @@ local left = redis.call('SCARD', KEYS[1])
 local entry
 if #events > 0 then
   meta[3] = meta[3] + 1
-  entry = cmsgpack.pack({request[1], state[1], now, events})
+  entry = pack_events({request[1], state[1], now})
 end
 -- Only members were named, so that none left means done.
 local known = 0

@@ -1,19 +1,25 @@
 -- The account model in Lua: what src/ledger/account says, operation by operation. Property tests hold the two together.
+-- What a plain reserve and settle need is here; the rest is in mishaps.lua and operations.lua. A script's functions are
+-- made anew at each call, so that those which are seldom needed are made when they are.
 --
--- An account is one packed value, an array:
---   {1, grants, holders, debt, frozen, seq, change, requests_idle_at, tokens_idle_at}
---   grants: in burn order, each {id, kind, remaining, expires_at, frozen, claw}
---   holders: each {session, live holds, grant, taken, grant, taken, …}
+-- An account is one flat array of numbers, packed as doubles: {2, frozen, debt, seq, change, requests idle at, tokens
+-- idle at, place of the last grant's end, grants…, holders…}.
+--   grants: in burn order, each id, kind, remaining, expires at, frozen, claw
+--   holders: each session, live holds, length of its parts, parts. One without live holds is a free place, with one
+--   part; it stands last, so that a hold that ends and the next that begins move nothing.
 -- Amounts are whole micro-credits below 2^53, times microseconds; flags are 0 or 1. Parts are flat: {grant, amount, …}.
 
-local VERSION = 1
-local GRANTS, HOLDERS, DEBT, FROZEN, SEQ, CHANGE, REQUESTS, TOKENS = 2, 3, 4, 5, 6, 7, 8, 9
-local G_KIND, G_REMAINING, G_EXPIRES, G_FROZEN, G_CLAW = 2, 3, 4, 5, 6
-local PLAN, TOPUP = 2, 3
+local VERSION = 2
+local FROZEN, DEBT, SEQ, CHANGE, REQUESTS, TOKENS, LAST, GRANTS = 2, 3, 4, 5, 6, 7, 8, 9
+local G_KIND, G_REMAINING, G_EXPIRES, G_FROZEN, G_CLAW, G_SIZE = 1, 2, 3, 4, 5, 6
+local H_LIVE, H_LENGTH, H_PARTS = 1, 2, 3
 
--- {account, seq, at, kind, charged, written off, forfeited, debt delta, change, record, usage, deltas}
-local E_CHARGED, E_WRITTEN_OFF, E_FORFEITED, E_DEBT, E_CHANGE, E_RECORD, E_USAGE, E_DELTAS = 5, 6, 7, 8, 9, 10, 11, 12
+-- {account, seq, kind, charged, written off, forfeited, debt delta, change, deltas}; the account by its name, or by the
+-- detail that names it.
+local E_SEQ, E_KIND, E_CHARGED, E_WRITTEN_OFF, E_FORFEITED, E_DEBT, E_CHANGE, E_DELTAS = 2, 3, 4, 5, 6, 7, 8, 9
 local SETTLED_EVENT, CHARGED_EVENT, ADJUSTED_EVENT, ABANDONED_EVENT = 1, 2, 8, 9
+-- Added to the kind of an event that has more to tell than what was charged, and from which grants.
+local MORE = 16
 
 local LIMIT = 9007199254740991
 local WRITE_OFF_AFTER = 60000000
@@ -25,75 +31,88 @@ local events = {}
 -- Whether the operation changed the account; set by whatever changes one.
 local changed = false
 
-local function checked(account)
-  if account[1] ~= VERSION then error('unknown account version') end
+-- By the count of numbers.
+local formats = {}
+
+local function format_of(count)
+  local format = formats[count]
+  if not format then
+    format = '<' .. string.rep('d', count)
+    formats[count] = format
+  end
+  return format
+end
+
+local function read_account(packed)
+  local count = #packed / 8
+  local account = {struct.unpack(format_of(count), packed)}
+  -- The last thing that struct.unpack answers is where it stopped.
+  account[count + 1] = nil
+  if account[1] ~= VERSION or not account[LAST] then error('not an account') end
   return account
 end
 
+local function pack_account(account)
+  local count = #account
+  return struct.pack(format_of(count), unpack(account, 1, count))
+end
+
 local function drawable(account)
-  local sum, grants = 0, account[GRANTS]
-  for i = 1, #grants do
-    local grant = grants[i]
-    local expires = grant[G_EXPIRES]
-    if grant[G_FROZEN] == 0 and (expires == 0 or expires > now) then sum = sum + grant[G_REMAINING] end
-  end
-  return sum
-end
-
-local function available(account)
-  if account[FROZEN] == 1 then return 0 end
-  return drawable(account)
-end
-
-local function held(account)
-  local sum, holders = 0, account[HOLDERS]
-  for i = 1, #holders do
-    local holder = holders[i]
-    for k = 4, #holder, 2 do sum = sum + holder[k] end
-  end
-  return sum
-end
-
-local function held_from(account, id)
-  local sum, holders = 0, account[HOLDERS]
-  for i = 1, #holders do
-    local holder = holders[i]
-    for k = 3, #holder, 2 do
-      if holder[k] == id then sum = sum + holder[k + 1] end
+  local sum = 0
+  for grant = GRANTS, account[LAST], G_SIZE do
+    local expires = account[grant + G_EXPIRES]
+    if account[grant + G_FROZEN] == 0 and (expires == 0 or expires > now) then
+      sum = sum + account[grant + G_REMAINING]
     end
   end
   return sum
 end
 
 local function find_grant(account, id)
-  local grants = account[GRANTS]
-  for i = 1, #grants do
-    if grants[i][1] == id then return grants[i] end
+  for grant = GRANTS, account[LAST], G_SIZE do
+    if account[grant] == id then return grant end
   end
 end
 
 local function find_holder(account, session)
-  local holders = account[HOLDERS]
-  for i = 1, #holders do
-    if holders[i][1] == session then return holders[i], i end
+  local holder = account[LAST] + 1
+  local name = account[holder]
+  while name do
+    if name == session and account[holder + H_LIVE] > 0 then return holder end
+    holder = holder + H_PARTS + account[holder + H_LENGTH]
+    name = account[holder]
   end
 end
 
--- Whether the session holds at least these parts, each named once.
+local function held_from(account, id)
+  local sum, holder = 0, account[LAST] + 1
+  while account[holder] do
+    local length = account[holder + H_LENGTH]
+    for k = holder + H_PARTS, holder + H_LENGTH + length, 2 do
+      if account[k] == id then sum = sum + account[k + 1] end
+    end
+    holder = holder + H_PARTS + length
+  end
+  return sum
+end
+
+-- Where the session's holder stands, if it holds at least these parts, each named once.
 local function holds(account, session, parts)
   local holder = find_holder(account, session)
-  if not holder then return false end
+  if not holder then return nil end
+  local first = holder + H_PARTS
+  local last = first + account[holder + H_LENGTH] - 1
   for i = 1, #parts, 2 do
     local id, amount, taken = parts[i], parts[i + 1], 0
     for k = 1, i - 1, 2 do
-      if parts[k] == id then return false end
+      if parts[k] == id then return nil end
     end
-    for k = 3, #holder, 2 do
-      if holder[k] == id then taken = holder[k + 1] end
+    for k = first, last, 2 do
+      if account[k] == id then taken = account[k + 1] end
     end
-    if amount <= 0 or amount > taken then return false end
+    if amount <= 0 or amount > taken then return nil end
   end
-  return true
+  return holder
 end
 
 -- No deltas; never written to.
@@ -101,7 +120,7 @@ local NONE = {}
 
 -- An event in the making: what one operation has done so far.
 local function blank()
-  return {'', 0, now, 0, 0, 0, 0, 0, 0, '', '', NONE}
+  return {'', 0, 0, 0, 0, 0, 0, 0, NONE}
 end
 
 local function shift(event, id, micro)
@@ -121,62 +140,34 @@ local function shift(event, id, micro)
   deltas[#deltas + 1] = micro
 end
 
-local function drop_zero_deltas(event)
-  local deltas = event[E_DELTAS]
-  for i = 2, #deltas, 2 do
-    if deltas[i] == 0 then
-      local kept = {}
-      for k = 1, #deltas, 2 do
-        if deltas[k + 1] ~= 0 then
-          kept[#kept + 1] = deltas[k]
-          kept[#kept + 1] = deltas[k + 1]
-        end
-      end
-      event[E_DELTAS] = kept
-      return
-    end
-  end
-end
-
-local function emit(account, kind, event)
+-- `detail` tells of the account and of what was used; without one, the event has the account's name.
+local function emit(account, kind, event, detail)
   local seq = account[SEQ] + 1
   account[SEQ] = seq
   changed = true
-  event[1], event[2], event[4] = string.sub(KEYS[key_index], name_begins), seq, kind
-  drop_zero_deltas(event)
+  event[1], event[E_SEQ], event[E_KIND] = detail or string.sub(KEYS[key_index], name_begins), seq, kind
   events[#events + 1] = event
-end
-
-local function is_empty(event)
-  return #event[E_DELTAS] == 0 and event[E_DEBT] == 0 and event[E_WRITTEN_OFF] == 0
 end
 
 -- Takes `amount`, which the account can pay, in burn order.
 local function take(account, amount)
-  local parts, grants = nil, account[GRANTS]
-  for i = 1, #grants do
+  local parts
+  for grant = GRANTS, account[LAST], G_SIZE do
     if amount == 0 then break end
-    local grant = grants[i]
-    local remaining, expires = grant[G_REMAINING], grant[G_EXPIRES]
-    if remaining > 0 and grant[G_FROZEN] == 0 and (expires == 0 or expires > now) then
+    local remaining, expires = account[grant + G_REMAINING], account[grant + G_EXPIRES]
+    if remaining > 0 and account[grant + G_FROZEN] == 0 and (expires == 0 or expires > now) then
       local taken = amount < remaining and amount or remaining
-      grant[G_REMAINING] = remaining - taken
+      account[grant + G_REMAINING] = remaining - taken
       amount = amount - taken
       if parts then
-        parts[#parts + 1] = grant[1]
+        parts[#parts + 1] = account[grant]
         parts[#parts + 1] = taken
       else
-        parts = {grant[1], taken}
+        parts = {account[grant], taken}
       end
     end
   end
   return parts or {}
-end
-
--- Draws `amount` and tells the event.
-local function draw(account, amount, event)
-  local parts = take(account, amount)
-  for i = 1, #parts, 2 do shift(event, parts[i], -parts[i + 1]) end
 end
 
 -- Pays from the balance; what is missing becomes debt.
@@ -184,19 +175,10 @@ local function pay(account, amount, event)
   if amount == 0 then return end
   local affordable = drawable(account)
   if affordable > amount then affordable = amount end
-  draw(account, affordable, event)
+  local parts = take(account, affordable)
+  for i = 1, #parts, 2 do shift(event, parts[i], -parts[i + 1]) end
   account[DEBT] = account[DEBT] + (amount - affordable)
   event[E_DEBT] = event[E_DEBT] + (amount - affordable)
-end
-
-local function pay_debt(account, event)
-  local paid = account[DEBT]
-  if paid == 0 then return end
-  local affordable = drawable(account)
-  if affordable < paid then paid = affordable end
-  draw(account, paid, event)
-  account[DEBT] = account[DEBT] - paid
-  event[E_DEBT] = event[E_DEBT] - paid
 end
 
 -- What can still be charged: the debt must stay countable.
@@ -209,90 +191,120 @@ end
 local function resolve(account, id, paid, returned, event)
   local grant = find_grant(account, id)
   if not grant then return end
-  local claw = grant[G_CLAW]
+  local claw = account[grant + G_CLAW]
   if claw == 0 then
-    grant[G_REMAINING] = grant[G_REMAINING] + returned
+    account[grant + G_REMAINING] = account[grant + G_REMAINING] + returned
     shift(event, id, -paid)
     return
   end
   local discarded = returned < claw and returned or claw
   claw = claw - discarded
-  grant[G_REMAINING] = grant[G_REMAINING] + returned - discarded
+  account[grant + G_REMAINING] = account[grant + G_REMAINING] + returned - discarded
   local owed = paid < claw and paid or claw
-  grant[G_CLAW] = claw - owed
+  account[grant + G_CLAW] = claw - owed
   account[DEBT] = account[DEBT] + owed
   shift(event, id, -(paid - owed))
   event[E_DEBT] = event[E_DEBT] + owed
 end
 
-local function grow_hold(holder, parts)
+local function grow_hold(account, holder, parts)
   changed = true
+  local first = holder + H_PARTS
   for i = 1, #parts, 2 do
     local id, known = parts[i], false
-    for k = 3, #holder, 2 do
-      if holder[k] == id then
-        holder[k + 1] = holder[k + 1] + parts[i + 1]
+    local length = account[holder + H_LENGTH]
+    for k = first, first + length - 1, 2 do
+      if account[k] == id then
+        account[k + 1] = account[k + 1] + parts[i + 1]
         known = true
       end
     end
     if not known then
-      holder[#holder + 1] = id
-      holder[#holder + 1] = parts[i + 1]
+      table.insert(account, first + length, id)
+      table.insert(account, first + length + 1, parts[i + 1])
+      account[holder + H_LENGTH] = length + 2
     end
   end
 end
 
 -- Answers whether the session held nothing of this account before.
 local function add_hold(account, session, parts)
-  local holder = find_holder(account, session)
-  if holder then
-    holder[2] = holder[2] + 1
-    grow_hold(holder, parts)
-    return false
+  local holder, count = account[LAST] + 1, #parts
+  while account[holder] do
+    local live = account[holder + H_LIVE]
+    if live == 0 then break end
+    if account[holder] == session then
+      account[holder + H_LIVE] = live + 1
+      grow_hold(account, holder, parts)
+      return false
+    end
+    holder = holder + H_PARTS + account[holder + H_LENGTH]
   end
   changed = true
-  if #parts == 2 then holder = {session, 1, parts[1], parts[2]} else holder = {session, 1, unpack(parts)} end
-  account[HOLDERS][#account[HOLDERS] + 1] = holder
+  account[holder], account[holder + H_LIVE], account[holder + H_LENGTH] = session, 1, count
+  for i = 1, count do account[holder + H_LENGTH + i] = parts[i] end
+  -- No parts (a hold of nothing): what is left of the free place.
+  if count == 0 then account[holder + H_PARTS], account[holder + H_PARTS + 1] = nil, nil end
   return true
 end
 
-local function lower_hold(holder, parts)
+-- Takes a holder out, or leaves it as the free place at the account's end.
+local function drop_holder(account, holder)
+  local length = account[holder + H_LENGTH]
+  if length == 2 and not account[holder + H_PARTS + length] then
+    account[holder + H_LIVE], account[holder + H_PARTS + 1] = 0, 0
+    return
+  end
+  for _ = 1, H_PARTS + length do table.remove(account, holder) end
+end
+
+-- Takes the parts out of a holder, and what they leave empty.
+local function lower_hold(account, holder, parts)
   changed = true
-  local emptied = false
+  local first = holder + H_PARTS
   for i = 1, #parts, 2 do
-    for k = 3, #holder, 2 do
-      if holder[k] == parts[i] then
-        holder[k + 1] = holder[k + 1] - parts[i + 1]
-        if holder[k + 1] <= 0 then emptied = true end
+    local k = first
+    while k < first + account[holder + H_LENGTH] do
+      if account[k] == parts[i] then account[k + 1] = account[k + 1] - parts[i + 1] end
+      if account[k + 1] <= 0 then
+        table.remove(account, k)
+        table.remove(account, k)
+        account[holder + H_LENGTH] = account[holder + H_LENGTH] - 2
+      else
+        k = k + 2
       end
     end
   end
-  if not emptied then return end
-  local at, count = 3, #holder
-  for k = 3, count, 2 do
-    if holder[k + 1] > 0 then
-      holder[at], holder[at + 1] = holder[k], holder[k + 1]
-      at = at + 2
-    end
-  end
-  for k = at, count do holder[k] = nil end
 end
 
 -- Ends one hold. Answers what the session still had although no hold of it is left, and whether none is.
-local function remove_hold(account, session, parts)
-  local holder, index = find_holder(account, session)
-  lower_hold(holder, parts)
-  if holder[2] > 1 then
-    holder[2] = holder[2] - 1
+local function remove_hold(account, holder, parts)
+  local live = account[holder + H_LIVE]
+  if live > 1 then
+    lower_hold(account, holder, parts)
+    account[holder + H_LIVE] = live - 1
     return nil, false
   end
-  table.remove(account[HOLDERS], index)
-  return holder, true
+  changed = true
+  local left
+  for k = holder + H_PARTS, holder + H_LENGTH + account[holder + H_LENGTH], 2 do
+    local amount = account[k + 1]
+    for i = 1, #parts, 2 do
+      if parts[i] == account[k] then amount = amount - parts[i + 1] end
+    end
+    if amount > 0 then
+      left = left or {}
+      left[#left + 1] = account[k]
+      left[#left + 1] = amount
+    end
+  end
+  drop_holder(account, holder)
+  return left, true
 end
 
 -- Pays `actual` from a hold's parts in the order taken, returns the rest, draws on the balance for an overrun.
-local function end_hold(account, session, parts, actual, event)
-  local left_over, last = remove_hold(account, session, parts)
+local function end_hold(account, holder, parts, actual, event)
+  local left_over, last = remove_hold(account, holder, parts)
   local left = actual
   for i = 1, #parts, 2 do
     local amount = parts[i + 1]
@@ -301,87 +313,53 @@ local function end_hold(account, session, parts, actual, event)
     resolve(account, parts[i], paid, amount - paid, event)
   end
   if left_over then
-    for k = 3, #left_over, 2 do resolve(account, left_over[k], 0, left_over[k + 1], event) end
+    for k = 1, #left_over, 2 do resolve(account, left_over[k], 0, left_over[k + 1], event) end
   end
   pay(account, left, event)
   event[E_CHARGED] = event[E_CHARGED] + actual
   return last
 end
 
--- Returns a whole hold. Emits only where returning it changes what the store knows.
-local function return_hold(account, session, parts)
-  local event = blank()
-  local left_over, last = remove_hold(account, session, parts)
-  for i = 1, #parts, 2 do resolve(account, parts[i], 0, parts[i + 1], event) end
-  if left_over then
-    for k = 3, #left_over, 2 do resolve(account, left_over[k], 0, left_over[k + 1], event) end
-  end
-  if not is_empty(event) then emit(account, ADJUSTED_EVENT, event) end
-  return last
-end
-
-local function abandon_at(account, index)
-  local holder, event = table.remove(account[HOLDERS], index), blank()
-  for k = 3, #holder, 2 do
-    event[E_FORFEITED] = event[E_FORFEITED] + holder[k + 1]
-    resolve(account, holder[k], 0, holder[k + 1], event)
-  end
-  -- Before anything else draws on what came back.
-  pay_debt(account, event)
-  emit(account, ABANDONED_EVENT, event)
-  return event[E_FORFEITED]
-end
-
-local function abandon_fenced(account)
-  if not fenced then return end
-  local holders, i = account[HOLDERS], 1
-  while i <= #holders do
-    if fenced[holders[i][1]] then abandon_at(account, i) else i = i + 1 end
-  end
-end
-
-local function forget_empty_grants(account)
-  local grants, kept = account[GRANTS], {}
-  for i = 1, #grants do
-    local grant = grants[i]
-    if grant[G_REMAINING] > 0 or held_from(account, grant[1]) > 0 then kept[#kept + 1] = grant end
-  end
-  if #kept < #grants then
-    account[GRANTS] = kept
-    changed = true
-  end
-end
-
-local function fold(event, effect)
-  event[E_WRITTEN_OFF] = event[E_WRITTEN_OFF] + effect[E_WRITTEN_OFF]
-  event[E_DEBT] = event[E_DEBT] + effect[E_DEBT]
-  local deltas = effect[E_DELTAS]
-  for i = 1, #deltas, 2 do shift(event, deltas[i], deltas[i + 1]) end
-  drop_zero_deltas(event)
-end
-
--- Writes off what expired a minute ago, pays debt from what can be drawn, forgets empty grants. Rides in the
--- operation's last event, or in one of its own.
-local function tidy(account, events_before)
-  local effect, grants, empty = nil, account[GRANTS], false
-  for i = 1, #grants do
-    local grant = grants[i]
-    local remaining, expires = grant[G_REMAINING], grant[G_EXPIRES]
-    if remaining > 0 and expires > 0 and expires + WRITE_OFF_AFTER <= now then
-      effect = effect or blank()
-      shift(effect, grant[1], -remaining)
-      effect[E_WRITTEN_OFF] = effect[E_WRITTEN_OFF] + remaining
-      grant[G_REMAINING], remaining = 0, 0
+-- Whether `tidy` would find something to do: a debt, a grant that nobody needs, one that expired a minute ago.
+local function is_untidy(account)
+  if account[DEBT] > 0 then return true end
+  for grant = GRANTS, account[LAST], G_SIZE do
+    local expires = account[grant + G_EXPIRES]
+    if account[grant + G_REMAINING] <= 0 then
+      if held_from(account, account[grant]) == 0 then return true end
+    elseif expires > 0 and expires + WRITE_OFF_AFTER <= now then
+      return true
     end
-    if remaining <= 0 then empty = true end
   end
-  if account[DEBT] > 0 then
-    effect = effect or blank()
-    pay_debt(account, effect)
-    empty = true
+  return false
+end
+
+-- What the log says of events: one flat array, each {kind, account, seq, charged, length of its deltas, deltas…}; where
+-- the kind has MORE, also written off, forfeited, debt delta and change, before the deltas' length.
+local function pack_events(head)
+  local count = #head
+  for i = 1, #events do
+    local event = events[i]
+    local kind, deltas = event[E_KIND], event[E_DELTAS]
+    local written_off, forfeited, debt, change = event[E_WRITTEN_OFF], event[E_FORFEITED], event[E_DEBT], event[E_CHANGE]
+    local more = written_off ~= 0 or forfeited ~= 0 or debt ~= 0 or change ~= 0
+    head[count + 1] = more and kind + MORE or kind
+    head[count + 2], head[count + 3], head[count + 4] = event[1], event[E_SEQ], event[E_CHARGED]
+    count = count + 4
+    if more then
+      head[count + 1], head[count + 2], head[count + 3], head[count + 4] = written_off, forfeited, debt, change
+      count = count + 4
+    end
+    -- What came and went within the event is none of the store's business.
+    local place = count + 1
+    head[place], count = 0, place
+    for k = 1, #deltas, 2 do
+      if deltas[k + 1] ~= 0 then
+        head[count + 1], head[count + 2] = deltas[k], deltas[k + 1]
+        count = count + 2
+      end
+    end
+    head[place] = count - place
   end
-  if empty then forget_empty_grants(account) end
-  if not effect or is_empty(effect) then return end
-  if #events > events_before then fold(events[#events], effect) else emit(account, ADJUSTED_EVENT, effect) end
-  changed = true
+  return cmsgpack.pack(head)
 end

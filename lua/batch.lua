@@ -2,24 +2,27 @@
 -- Redis does not roll back a script that fails midway.
 --
 -- KEYS: touched set, event stream, session registry, API holds, meta, session, then accounts, records and tickets.
--- ARGV: the packed batch {session, number, epoch, backlog limit, memory full, prefix length, operations}. An operation
---   names its keys by their place after the session's.
--- meta: {1, epoch, counter, flushed, last time, fenced sessions}. The ledger's clock is Redis's, and never runs
+-- ARGV: session, number, epoch, backlog limit, memory full and prefix length, packed one after the other; the details,
+--   which go into the stream as they are; then the operations, packed one after the other, in pieces that fit on Lua's
+--   stack. An operation is {its length, account's place, code, arguments…} and names its keys by their place after the
+--   session's.
+-- meta: {2, epoch, counter, flushed, last time, fenced sessions}. The ledger's clock is Redis's, and never runs
 --   backwards: it stands still at meta's last time until Redis's has passed it.
 -- session: {last number, 0 live or 1 fenced, reply to the last number}
 -- Answers the packed {code, time, …}: a repeated number gets its first reply.
 
 local OK, FENCED, LOST = 0, 1, 2
 local FIRST_KEY = 6
+local META_VERSION = 2
 
-local batch = cmsgpack.unpack(ARGV[1])
-local number, epoch = batch[2], batch[3]
-local values = redis.call('MGET', unpack(KEYS, 5))
+local number, epoch, backlog_limit, memory_full, prefix_length
+session, number, epoch, backlog_limit, memory_full, prefix_length = cmsgpack.unpack(ARGV[1])
+values = redis.call('MGET', unpack(KEYS, 5))
 local clock = redis.call('TIME')
-local counter_format = '%.0f'
 
 local meta = values[1] and cmsgpack.unpack(values[1])
 if not meta then return cmsgpack.pack({LOST, 0, 'meta is missing'}) end
+if meta[1] ~= META_VERSION then return cmsgpack.pack({LOST, 0, 'another version made it'}) end
 if meta[2] ~= epoch then return cmsgpack.pack({LOST, 0, 'the epoch has passed'}) end
 local state = values[2] and cmsgpack.unpack(values[2])
 if state then
@@ -30,173 +33,136 @@ elseif number ~= 1 then
   return cmsgpack.pack({LOST, 0, 'the session is unknown'})
 end
 
-session = batch[1]
 -- After the prefix comes `acct:`.
-name_begins = batch[6] + 6
+name_begins = prefix_length + 6
 now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 if now < meta[5] then now = meta[5] end
 if #meta[6] > 0 then
   fenced = {}
   for i = 1, #meta[6] do fenced[meta[6][i]] = true end
 end
-backlogged = batch[5] == 1 or meta[3] - meta[4] >= batch[4]
+backlogged = memory_full == 1 or meta[3] - meta[4] >= backlog_limit
 
--- Unpacked as they are needed: a key's place to its value, `false` where there is none.
-local unpacked, dirty = {}, {}
--- Records and tickets belong to the account whose operation wrote them; with it, they are dropped.
-local written_by = {}
--- Places of accounts that cannot be read.
-local broken, any_broken = {}, false
+local made
+seldom = function()
+  if not made then made = make_seldom() end
+  return made
+end
 
-local function read(place)
-  local value = unpacked[place]
-  if value == nil then
-    value = values[place + 2]
-    if value then
-      value = cmsgpack.unpack(value)
-      if type(value) ~= 'table' then error('an unreadable value') end
+local function tell(answer)
+  for i = 1, #answer do answers[filled + i] = answer[i] end
+  filled = filled + #answer
+end
+
+-- The account that is at work, and those that cannot be read.
+local at_work, broken = 0, {}
+
+local function run(account, ops, at)
+  local code, answer, parts = ops[at + 2], nil, nil
+  if account and (code == 1 or code == 3) then
+    local events_before = #events
+    changed = false
+    if code == 1 then
+      answer, parts = reserve(account, ops, at)
+    else
+      answer, parts = settle(account, ops, at)
     end
-    unpacked[place] = value
-  end
-  return value
-end
-
-local function name_of(place)
-  return string.sub(KEYS[place + FIRST_KEY], name_begins)
-end
-
-read_record = read
-write_record = function(op, record)
-  unpacked[op[6]], dirty[op[6]], written_by[op[6]] = record, 'record', op[1]
-end
-
-local function dispatch(account, op)
-  local code = op[2]
-  if code == 1 then return reserve(account, op) end
-  if code == 3 then return settle(account, op) end
-  if code == 2 then return extend(account, op) end
-  if code == 4 then return shrink(account, op) end
-  if code == 5 then return release(account, op) end
-  if code == 6 then return charge(account, op) end
-  if code == 7 then return hold(account, op) end
-  if code == 8 then return settle_hold(account, op) end
-  if code == 9 then return release_hold(account, op) end
-  if code == 10 then return apply(account, op) end
-  return {APPLIED}
-end
-
--- A ticket is {number, until}; it stands until it is used or its time is over.
-local function without_account(op, place)
-  local code = op[2]
-  if code ~= 11 and code ~= 12 then return {NOT_LOADED} end
-  local ticket = read(op[3])
-  local stands = ticket and now < ticket[2]
-  if code == 11 then
-    if stands then return {REFUSED} end
-    unpacked[op[3]], dirty[op[3]], written_by[op[3]] = {op[4], now + TICKET_LIFE}, 'ticket', place
-    return {TICKETED}
-  end
-  if not stands or ticket[1] ~= op[4] then return {REFUSED} end
-  unpacked[op[3]], dirty[op[3]], written_by[op[3]] = false, 'ticket', place
-  local account = loaded(op)
-  unpacked[place], dirty[place] = account, 'account'
-  tidy(account, #events)
-  return {LOADED}
-end
-
-local function run(op)
-  local place = op[1]
-  local account, code = unpacked[place], op[2]
-  key_index = place + FIRST_KEY
-  if account == nil then
-    account = read(place)
-    if account then checked(account) end
-  end
-  if not account then return without_account(op, place) end
-  if code == 15 then return balance(account) end
-  if code == 11 or code == 12 then return {ALREADY} end
-  if code == 13 then
-    if not can_park(account, op) then return {REFUSED} end
-    unpacked[place], dirty[place] = false, 'account'
-    return {PARKED}
-  end
-  local events_before = #events
-  changed = false
-  local answer = dispatch(account, op)
-  tidy(account, events_before)
-  if changed then dirty[place] = 'account' end
-  if code == 14 then return balance(account) end
-  if answer[1] <= HELD then
-    answer[2] = available(account)
-    if code >= 6 and code <= 9 and op[6] > 0 then read(op[6])[4][2] = answer[2] end
-  end
-  return answer
-end
-
-local answers, ops = {}, batch[7]
-for i = 1, #ops do
-  local op = ops[i]
-  local ok, answer = pcall(run, op)
-  if ok then
-    answers[i] = answer
+    if is_untidy(account) then seldom().tidy(account, events_before) end
+    if changed then dirty[at_work] = 'account' end
+    if code == 3 and not answer then
+      answers[filled + 1], answers[filled + 2], answers[filled + 3] = SETTLED, 0, parts
+      if account[FROZEN] == 0 then answers[filled + 2] = drawable(account) end
+      filled = filled + 3
+      return
+    end
   else
-    broken[op[1]], any_broken = true, true
+    answer, parts = seldom().operate(account, {unpack(ops, at + 1, at + ops[at] - 1)})
+  end
+  if answer then tell(answer) else tell_reserved(account, parts) end
+end
+
+-- Everything that can fail over a value that is not what it should be. Writes nothing.
+local function work()
+  for piece = 3, #ARGV do
+    local ops = {cmsgpack.unpack(ARGV[piece])}
+    local at = 1
+    while ops[at] do
+      local place = ops[at + 1]
+      if broken[place] then
+        filled = filled + 1
+        answers[filled] = UNREADABLE
+      else
+        at_work, key_index = place, place + FIRST_KEY
+        local account = accounts[place]
+        if account == nil then
+          account = values[place + 2]
+          if account then account = read_account(account) end
+          accounts[place] = account
+        end
+        run(account, ops, at)
+      end
+      at = at + ops[at]
+    end
+  end
+  for place, kind in pairs(dirty) do
+    if kind == 'account' and accounts[place] then
+      at_work = place
+      dirty[place] = pack_account(accounts[place])
+    end
   end
 end
 
-if any_broken then
-  -- An unreadable account fails all its operations of this batch, and none of any other's.
-  local kept, names = {}, {}
-  for i = 1, #ops do
-    local place = ops[i][1]
-    if broken[place] then
-      answers[i], names[name_of(place)], touched[place], dirty[place] = {UNREADABLE}, true, nil, nil
-    end
-  end
-  for i = 1, #events do
-    if not names[events[i][1]] then kept[#kept + 1] = events[i] end
-  end
-  events = kept
-  for place, owner in pairs(written_by) do
-    if broken[owner] then dirty[place] = nil end
-  end
+-- An unreadable account fails all its operations of this batch, and none of any other's: the work begins anew without it.
+while true do
+  answers, filled = {OK, now, backlogged and 1 or 0}, 3
+  local ok, problem = pcall(work)
+  if ok then break end
+  if at_work == 0 or broken[at_work] then error(problem) end
+  broken[at_work] = true
+  events, accounts, unpacked, dirty, touched = {}, {}, {}, {}, {}
 end
 
 meta[5] = now
 local entry
 if #events > 0 then
   meta[3] = meta[3] + 1
-  entry = cmsgpack.pack({session, number, now, events})
+  entry = pack_events({session, number, now})
 end
-local reply = cmsgpack.pack({OK, now, backlogged and 1 or 0, answers})
+local reply = cmsgpack.pack(answers)
 local sets = {KEYS[5], cmsgpack.pack(meta), KEYS[6], cmsgpack.pack({number, 0, reply})}
+local filled_sets = 4
 local dels, tickets, holding, finished = {}, {}, {}, {}
 for place, kind in pairs(dirty) do
   local key, value = KEYS[place + FIRST_KEY], unpacked[place]
-  if not value then
+  if kind == 'account' then
     dels[#dels + 1] = key
+  elseif kind == 'ticket' then
+    if value then tickets[key] = cmsgpack.pack(value) else dels[#dels + 1] = key end
   else
-    local packed = cmsgpack.pack(value)
-    if kind == 'ticket' then
-      tickets[key] = packed
-    else
-      sets[#sets + 1] = key
-      sets[#sets + 1] = packed
-      if kind == 'record' then
-        -- The prefix, then `rec:`.
-        local member = string.sub(key, batch[6] + 5)
-        if value[3] == 0 then finished[key] = member else holding[member] = string.format(counter_format, value[2]) end
-      end
+    if kind == 'record' then
+      -- The prefix, then `rec:`.
+      local member = string.sub(key, prefix_length + 5)
+      if value[3] == 0 then finished[key] = member else holding[member] = string.format('%.0f', value[2]) end
+      kind = cmsgpack.pack(value)
     end
+    sets[filled_sets + 1], sets[filled_sets + 2] = key, kind
+    filled_sets = filled_sets + 2
   end
 end
 local joined, left = {}, {}
 for place, holds_now in pairs(touched) do
   local list = holds_now and joined or left
-  list[#list + 1] = name_of(place)
+  list[#list + 1] = string.sub(KEYS[place + FIRST_KEY], name_begins)
 end
 
-if entry then redis.call('XADD', KEYS[2], string.format(counter_format .. '-0', meta[3]), 'b', entry) end
+if entry then
+  local id = string.format('%.0f-0', meta[3])
+  if ARGV[2] == '' then
+    redis.call('XADD', KEYS[2], id, 'b', entry)
+  else
+    redis.call('XADD', KEYS[2], id, 'b', entry, 'd', ARGV[2])
+  end
+end
 redis.call('MSET', unpack(sets))
 if #joined > 0 then redis.call('SADD', KEYS[1], unpack(joined)) end
 if #left > 0 then redis.call('SREM', KEYS[1], unpack(left)) end
@@ -207,5 +173,5 @@ for key, member in pairs(finished) do
   redis.call('ZREM', KEYS[4], member)
   redis.call('PEXPIRE', key, '86400000')
 end
-if number == 1 then redis.call('SADD', KEYS[3], string.format(counter_format, session)) end
+if number == 1 then redis.call('SADD', KEYS[3], string.format('%.0f', session)) end
 return reply

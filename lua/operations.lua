@@ -1,112 +1,40 @@
--- The operations: each takes the account and the operation's array, {account, code, arguments…}, and answers an array
--- {code, …}. Where an answer tells what is available, that stands second and is filled in at the end.
+-- The operations that few requests need: each takes the account and the operation's array, {place, code, arguments…},
+-- and answers an array {code, …}. Where an answer tells what is available, that stands second and is filled in at the end.
 
-local RESERVED, SETTLED, RELEASED, HELD, INSUFFICIENT, LIMITED, FROZEN_ANSWER = 1, 2, 3, 4, 5, 6, 7
-local NOT_LOADED, UNKNOWN_HOLD, FINISHED, REPEATED, MISMATCH = 8, 9, 10, 11, 12
-local APPLIED, DUPLICATE, GAP, TICKETED, LOADED, ALREADY, REFUSED, PARKED = 13, 14, 15, 16, 17, 18, 19, 20
-local BALANCE, TOO_LARGE, UNREADABLE, BACKLOGGED = 21, 22, 23, 24
 local KEPT_HELD, KEPT_CHARGED, KEPT_RELEASED = 1, 2, 3
-local LIMIT_REQUESTS, LIMIT_TOKENS, LIMIT_CONCURRENCY = 1, 2, 3
-
-local API = 0
-local WINDOW = 60000000
+local PLAN, TOPUP = 2, 3
 local TICKET_LIFE = 10000000
 local RECORD_KEPT = 86400000000
 
--- Of this batch: the session that sends it, whether new work is refused, and what it does to the touched set.
-local session, backlogged = 0, false
-local touched = {}
+local function available(account)
+  if account[FROZEN] == 1 then return 0 end
+  return drawable(account)
+end
 
 local function insufficient(account)
   return {INSUFFICIENT, available(account), held(account)}
 end
 
-local function in_flight(account)
-  local count, holders = 0, account[HOLDERS]
-  for i = 1, #holders do
-    if holders[i][1] ~= API then count = count + holders[i][2] end
-  end
-  return count
-end
-
-local function reserved(account, parts)
-  local requests, tokens = account[REQUESTS] - now, account[TOKENS] - now
-  if requests < 0 then requests = 0 end
-  if tokens < 0 then tokens = 0 end
-  if #parts == 2 then return {RESERVED, 0, requests, tokens, parts[1], parts[2]} end
-  return {RESERVED, 0, requests, tokens, unpack(parts)}
-end
-
--- A limit's state after one more step, or how long to wait (-1: for ever). A step of -1 is no limit, one of -2 is more
--- than the limit could ever admit.
-local function admit(idle_at, step)
-  if step == -1 then return idle_at end
-  if step == -2 then return nil, -1 end
-  if idle_at < now then idle_at = now end
-  idle_at = idle_at + step
-  if idle_at > now + WINDOW then return nil, idle_at - now - WINDOW end
-  return idle_at
-end
-
--- amount, floor, requests step, tokens step, concurrency
-local function reserve(account, op)
-  if backlogged then return {BACKLOGGED} end
-  if account[FROZEN] == 1 then return {FROZEN_ANSWER} end
-  local requests, wait = admit(account[REQUESTS], op[5])
-  if not requests then return {LIMITED, LIMIT_REQUESTS, wait} end
-  local tokens, tokens_wait = admit(account[TOKENS], op[6])
-  if not tokens then return {LIMITED, LIMIT_TOKENS, tokens_wait} end
-  local amount, floor, concurrency = op[3], op[4], op[7]
-  local can_draw = drawable(account)
-  if can_draw < floor or (concurrency > 0 and in_flight(account) >= concurrency) then
-    abandon_fenced(account)
-    can_draw = drawable(account)
-    if concurrency > 0 and in_flight(account) >= concurrency then return {LIMITED, LIMIT_CONCURRENCY, 1000000} end
-    if can_draw < floor then return insufficient(account) end
-  end
-  local parts = take(account, amount < can_draw and amount or can_draw)
-  if add_hold(account, session, parts) then touched[op[1]] = true end
-  account[REQUESTS], account[TOKENS] = requests, tokens
-  return reserved(account, parts)
-end
-
 -- session, more, floor
 local function extend(account, op)
-  local holder = find_holder(account, op[3])
-  if not holder then return {UNKNOWN_HOLD} end
+  if not find_holder(account, op[3]) then return {UNKNOWN_HOLD} end
   if account[FROZEN] == 1 then return {FROZEN_ANSWER} end
   local more, floor = op[4], op[5]
   if drawable(account) < floor then abandon_fenced(account) end
   local can_draw = drawable(account)
   if can_draw < floor then return insufficient(account) end
   local parts = take(account, more < can_draw and more or can_draw)
-  grow_hold(holder, parts)
-  return reserved(account, parts)
-end
-
-local function give_back_tokens(account, back)
-  local idle_at = account[TOKENS] - back
-  account[TOKENS] = idle_at > 0 and idle_at or 0
-end
-
--- session, parts, actual, tokens back, usage
-local function settle(account, op)
-  local holder, parts = op[3], op[4]
-  if not holds(account, holder, parts) then return {UNKNOWN_HOLD} end
-  local actual, event = payable(account, op[5]), blank()
-  if end_hold(account, holder, parts, actual, event) and holder == session then touched[op[1]] = false end
-  give_back_tokens(account, op[6])
-  event[E_USAGE] = op[7]
-  emit(account, SETTLED_EVENT, event)
-  return {SETTLED, 0, actual}
+  grow_hold(account, find_holder(account, op[3]), parts)
+  return nil, parts
 end
 
 -- session, parts
 local function shrink(account, op)
   local parts = op[4]
-  if not holds(account, op[3], parts) then return {UNKNOWN_HOLD} end
+  local holder = holds(account, op[3], parts)
+  if not holder then return {UNKNOWN_HOLD} end
   local event = blank()
-  lower_hold(find_holder(account, op[3]), parts)
+  lower_hold(account, holder, parts)
   for i = 1, #parts, 2 do resolve(account, parts[i], 0, parts[i + 1], event) end
   if not is_empty(event) then emit(account, ADJUSTED_EVENT, event) end
   return {RELEASED, 0}
@@ -114,15 +42,31 @@ end
 
 -- session, parts, tokens back
 local function release(account, op)
-  local holder, parts = op[3], op[4]
-  if not holds(account, holder, parts) then return {UNKNOWN_HOLD} end
-  if return_hold(account, holder, parts) and holder == session then touched[op[1]] = false end
+  local whose, parts = op[3], op[4]
+  local holder = holds(account, whose, parts)
+  if not holder then return {UNKNOWN_HOLD} end
+  if return_hold(account, holder, parts) and whose == session then touched[op[1]] = false end
   give_back_tokens(account, op[5])
   return {RELEASED, 0}
 end
 
 -- Records: {fingerprint, until, parts held or 0, kept answer}, the kept answer {kind, available, amount, expires at}.
-local read_record, write_record
+local function read(place)
+  local value = unpacked[place]
+  if value == nil then
+    value = values[place + 2]
+    if value then
+      value = cmsgpack.unpack(value)
+      if type(value) ~= 'table' then error('an unreadable value') end
+    end
+    unpacked[place] = value
+  end
+  return value
+end
+
+local function write_record(op, record)
+  unpacked[op[6]], dirty[op[6]] = record, 'record'
+end
 
 -- What to answer when the record exists already.
 local function repeated(record, fingerprint)
@@ -135,11 +79,11 @@ local function finish(op, fingerprint, kept)
   write_record(op, {fingerprint, now + RECORD_KEPT, 0, kept})
 end
 
--- actual, must, usage, then record key, id, fingerprint (key 0: none)
+-- actual, must, detail, then record key, fingerprint (key 0: none)
 local function charge(account, op)
-  local key, fingerprint = op[6], op[8]
+  local key, fingerprint = op[6], op[7]
   if key > 0 then
-    local kept = repeated(read_record(key), fingerprint)
+    local kept = repeated(read(key), fingerprint)
     if kept then return kept end
   end
   local actual = op[3]
@@ -152,15 +96,15 @@ local function charge(account, op)
   actual = payable(account, actual)
   local event = blank()
   pay(account, actual, event)
-  event[E_CHARGED], event[E_USAGE], event[E_RECORD] = actual, op[5], op[7]
-  emit(account, CHARGED_EVENT, event)
+  event[E_CHARGED] = actual
+  emit(account, CHARGED_EVENT, event, op[5])
   if key > 0 then finish(op, fingerprint, {KEPT_CHARGED, 0, actual, 0}) end
   return {SETTLED, 0, actual}
 end
 
--- amount, expires in, (unused), record key, id, fingerprint
+-- amount, expires in, (unused), record key, fingerprint
 local function hold(account, op)
-  local kept = repeated(read_record(op[6]), op[8])
+  local kept = repeated(read(op[6]), op[7])
   if kept then return kept end
   if backlogged then return {BACKLOGGED} end
   if account[FROZEN] == 1 then return {FROZEN_ANSWER} end
@@ -169,66 +113,71 @@ local function hold(account, op)
   if drawable(account) < amount then return insufficient(account) end
   local parts = take(account, amount)
   add_hold(account, API, parts)
-  write_record(op, {op[8], expires_at, parts, {KEPT_HELD, 0, amount, expires_at}})
+  write_record(op, {op[7], expires_at, parts, {KEPT_HELD, 0, amount, expires_at}})
   return {HELD, 0, amount, expires_at}
 end
 
--- The record that is still held here, or what to answer.
+-- The record that is still held here and where the API's holder stands, or what to answer.
 local function open_record(account, key)
-  local record = read_record(key)
-  if not record then return nil, {UNKNOWN_HOLD} end
-  if record[3] == 0 then return nil, {FINISHED, record[4]} end
-  if not holds(account, API, record[3]) then return nil, {UNKNOWN_HOLD} end
-  return record
+  local record = read(key)
+  if not record then return nil, nil, {UNKNOWN_HOLD} end
+  if record[3] == 0 then return nil, nil, {FINISHED, record[4]} end
+  local holder = holds(account, API, record[3])
+  if not holder then return nil, nil, {UNKNOWN_HOLD} end
+  return record, holder
 end
 
--- actual, (unused), usage, record key, id
+-- actual, (unused), detail, record key
 local function settle_hold(account, op)
-  local record, refusal = open_record(account, op[6])
+  local record, holder, refusal = open_record(account, op[6])
   if not record then return refusal end
   local actual, total = op[3], 0
   for i = 2, #record[3], 2 do total = total + record[3][i] end
-  if actual > total + drawable(account) then abandon_fenced(account) end
+  if actual > total + drawable(account) then
+    abandon_fenced(account)
+    holder = find_holder(account, API)
+  end
   if actual > total + drawable(account) then return insufficient(account) end
   actual = payable(account, actual)
   local event = blank()
-  end_hold(account, API, record[3], actual, event)
-  event[E_USAGE], event[E_RECORD] = op[5], op[7]
-  emit(account, SETTLED_EVENT, event)
+  end_hold(account, holder, record[3], actual, event)
+  emit(account, SETTLED_EVENT, event, op[5])
   finish(op, record[1], {KEPT_CHARGED, 0, actual, 0})
   return {SETTLED, 0, actual}
 end
 
--- only when expired, (unused), (unused), record key, id
+-- only when expired, (unused), (unused), record key
 local function release_hold(account, op)
-  local record, refusal = open_record(account, op[6])
+  local record, holder, refusal = open_record(account, op[6])
   if not record then return refusal end
   if op[3] == 1 and record[2] > now then return {REFUSED} end
-  return_hold(account, API, record[3])
+  return_hold(account, holder, record[3])
   finish(op, record[1], {KEPT_RELEASED, 0, 0, 0})
   return {RELEASED, 0}
 end
 
-local function burns_before(grant, other)
-  local expires, others = grant[G_EXPIRES], other[G_EXPIRES]
+-- A grant is {id, kind, remaining, expires at, frozen, claw} until it stands in its account.
+local function burns_before(account, at, grant)
+  local expires, others = account[at + G_EXPIRES], grant[4]
   if expires == 0 then expires = math.huge end
   if others == 0 then others = math.huge end
   if expires ~= others then return expires < others end
-  local kind, other_kind = grant[G_KIND], other[G_KIND]
+  local kind, other_kind = account[at + G_KIND], grant[2]
   local bought, other_bought = kind == PLAN or kind == TOPUP, other_kind == PLAN or other_kind == TOPUP
   if bought ~= other_bought then return other_bought end
-  return grant[1] < other[1]
+  return account[at] < grant[1]
 end
 
 local function insert_grant(account, grant)
-  local grants, at = account[GRANTS], 1
-  while at <= #grants and burns_before(grants[at], grant) do at = at + 1 end
-  table.insert(grants, at, grant)
+  local at = GRANTS
+  while at <= account[LAST] and burns_before(account, at, grant) do at = at + G_SIZE end
+  for i = 1, G_SIZE do table.insert(account, at + i - 1, grant[i]) end
+  account[LAST] = account[LAST] + G_SIZE
 end
 
 local function total(account)
-  local sum, grants = held(account), account[GRANTS]
-  for i = 1, #grants do sum = sum + grants[i][G_REMAINING] end
+  local sum = held(account)
+  for grant = GRANTS, account[LAST], G_SIZE do sum = sum + account[grant + G_REMAINING] end
   return sum
 end
 
@@ -236,15 +185,15 @@ end
 local function revoke(account, id, amount, event)
   local grant, owed = find_grant(account, id), amount > 0 and amount or 0
   if grant then
-    local remaining, free = grant[G_REMAINING], held_from(account, id) - grant[G_CLAW]
-    local now_taken, later = remaining, free
+    local remaining, claw = account[grant + G_REMAINING], account[grant + G_CLAW]
+    local now_taken, later = remaining, held_from(account, id) - claw
     if amount >= 0 then
       if amount < now_taken then now_taken = amount end
       if amount - now_taken < later then later = amount - now_taken end
       owed = amount - now_taken - later
     end
-    grant[G_REMAINING] = remaining - now_taken
-    grant[G_CLAW] = grant[G_CLAW] + later
+    account[grant + G_REMAINING] = remaining - now_taken
+    account[grant + G_CLAW] = claw + later
     shift(event, id, -(now_taken + later))
     event[E_WRITTEN_OFF] = event[E_WRITTEN_OFF] + now_taken + later
   end
@@ -256,16 +205,16 @@ end
 local function roll_over(account, from, cap, to, event)
   local moved, grant = 0, find_grant(account, from)
   if grant then
-    local remaining = grant[G_REMAINING]
+    local remaining = account[grant + G_REMAINING]
     moved = remaining < cap and remaining or cap
     shift(event, from, -remaining)
     event[E_WRITTEN_OFF] = event[E_WRITTEN_OFF] + remaining - moved
-    grant[G_REMAINING] = 0
+    account[grant + G_REMAINING] = 0
     -- What is frozen stays so wherever it moves.
-    to[G_FROZEN] = grant[G_FROZEN]
+    to[5] = account[grant + G_FROZEN]
   end
   shift(event, to[1], moved)
-  to[G_REMAINING] = moved
+  to[3] = moved
   insert_grant(account, to)
 end
 
@@ -289,7 +238,7 @@ local function apply(account, op)
     account[FROZEN] = change == 6 and 1 or 0
   else
     local grant = find_grant(account, op[5])
-    if grant then grant[G_FROZEN] = change == 6 and 1 or 0 end
+    if grant then account[grant + G_FROZEN] = change == 6 and 1 or 0 end
   end
   account[CHANGE], event[E_CHANGE] = number, number
   emit(account, change, event)
@@ -299,28 +248,88 @@ end
 -- flushed sequence
 local function can_park(account, op)
   if account[SEQ] ~= op[3] or account[REQUESTS] > now or account[TOKENS] > now then return false end
-  return #account[HOLDERS] == 0
+  local holder = account[LAST] + 1
+  while account[holder] do
+    if account[holder + H_LIVE] > 0 then return false end
+    holder = holder + H_PARTS + account[holder + H_LENGTH]
+  end
+  return true
 end
 
 local function balance(account)
-  local grants, clawed = account[GRANTS], 0
-  for i = 1, #grants do clawed = clawed + grants[i][G_CLAW] end
+  local clawed, count = 0, 0
+  for grant = GRANTS, account[LAST], G_SIZE do clawed, count = clawed + account[grant + G_CLAW], count + 1 end
   local answer = {BALANCE, available(account), held(account), account[DEBT], account[FROZEN], account[SEQ],
-    account[CHANGE], in_flight(account), clawed}
-  for i = 1, #grants do
-    local grant = grants[i]
-    local at = #answer
-    answer[at + 1], answer[at + 2], answer[at + 3] = grant[1], grant[G_KIND], grant[G_REMAINING]
-    answer[at + 4], answer[at + 5] = grant[G_EXPIRES], grant[G_FROZEN]
+    account[CHANGE], in_flight(account), clawed, count}
+  for grant = GRANTS, account[LAST], G_SIZE do
+    for i = 0, G_FROZEN do answer[#answer + 1] = account[grant + i] end
   end
   return answer
 end
 
 -- ticket key, ticket, sequence, change, frozen, debt, grants as in a balance
 local function loaded(op)
-  local account, grants = {VERSION, {}, {}, op[8], op[7], op[5], op[6], 0, 0}, op[9]
+  local account, grants = {VERSION, op[7], op[8], op[5], op[6], 0, 0, GRANTS - 1, 0, 0, 2, 0, 0}, op[9]
   for i = 1, #grants, 5 do
     insert_grant(account, {grants[i], grants[i + 1], grants[i + 2], grants[i + 3], grants[i + 4], 0})
   end
   return account
 end
+
+local function dispatch(account, op)
+  local code = op[2]
+  if code == 2 then return extend(account, op) end
+  if code == 4 then return shrink(account, op) end
+  if code == 5 then return release(account, op) end
+  if code == 6 then return charge(account, op) end
+  if code == 7 then return hold(account, op) end
+  if code == 8 then return settle_hold(account, op) end
+  if code == 9 then return release_hold(account, op) end
+  if code == 10 then return apply(account, op) end
+  return {APPLIED}
+end
+
+-- A ticket is {number, until}; it stands until it is used or its time is over.
+local function without_account(op)
+  local place, code = op[1], op[2]
+  if code ~= 11 and code ~= 12 then return {NOT_LOADED} end
+  local ticket = read(op[3])
+  local stands = ticket and now < ticket[2]
+  if code == 11 then
+    if stands then return {REFUSED} end
+    unpacked[op[3]], dirty[op[3]] = {op[4], now + TICKET_LIFE}, 'ticket'
+    return {TICKETED}
+  end
+  if not stands or ticket[1] ~= op[4] then return {REFUSED} end
+  unpacked[op[3]], dirty[op[3]] = false, 'ticket'
+  local account = loaded(op)
+  accounts[place], dirty[place] = account, 'account'
+  tidy(account, #events)
+  return {LOADED}
+end
+
+local function operate(account, op)
+  local place, code = op[1], op[2]
+  if not account then return without_account(op) end
+  if code == 15 then return balance(account) end
+  if code == 11 or code == 12 then return {ALREADY} end
+  if code == 13 then
+    if not can_park(account, op) then return {REFUSED} end
+    accounts[place], dirty[place] = false, 'account'
+    return {PARKED}
+  end
+  local events_before = #events
+  changed = false
+  local answer, parts = dispatch(account, op)
+  tidy(account, events_before)
+  if changed then dirty[place] = 'account' end
+  if parts then return nil, parts end
+  if code == 14 then return balance(account) end
+  if answer[1] <= HELD then
+    answer[2] = available(account)
+    if code >= 6 and code <= 9 and op[6] > 0 then read(op[6])[4][2] = answer[2] end
+  end
+  return answer
+end
+
+return {operate = operate, tidy = tidy, abandon_fenced = abandon_fenced, insufficient = insufficient}

@@ -85,11 +85,12 @@ impl Log {
         let mut entries: Vec<Entry> = Vec::with_capacity(rows.len());
         for row in &rows {
             let expected = after.counter + 1 + entries.len() as u64;
-            let (counter, bytes) = parts(row).ok_or(LogError::Malformed { counter: expected, reason: "its form" })?;
+            let (counter, events, details) =
+                parts(row).ok_or(LogError::Malformed { counter: expected, reason: "its form" })?;
             if counter != expected {
                 return Err(LogError::Hole { expected, found: counter });
             }
-            let entry = decode::entry(counter, bytes);
+            let entry = decode::entry(counter, events, details);
             entries.push(entry.map_err(|error| LogError::Malformed { counter, reason: error.0 })?);
         }
         Ok(entries)
@@ -133,13 +134,17 @@ impl Marks {
     }
 }
 
-/// `[id, [b, bytes]]`
-fn parts(row: &Value) -> Option<(u64, &[u8])> {
+/// `[id, [b, events, d, details]]`, the details only where there are some.
+fn parts(row: &Value) -> Option<(u64, &[u8], &[u8])> {
     let Value::Array(row) = row else { return None };
     let [Value::BulkString(id), Value::Array(fields)] = row.as_slice() else { return None };
-    let [_, Value::BulkString(bytes)] = fields.as_slice() else { return None };
+    let (events, details): (_, &[u8]) = match fields.as_slice() {
+        [_, Value::BulkString(events)] => (events, &[]),
+        [_, Value::BulkString(events), _, Value::BulkString(details)] => (events, details),
+        _ => return None,
+    };
     let counter = std::str::from_utf8(id).ok()?.strip_suffix("-0")?.parse().ok()?;
-    Some((counter, bytes))
+    Some((counter, events, details))
 }
 
 #[cfg(test)]

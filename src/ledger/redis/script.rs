@@ -12,19 +12,28 @@ pub struct Script {
 
 /// One numbered batch of a session.
 pub static BATCH: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(&[ACCOUNT, include_str!("../../../lua/operations.lua"), include_str!("../../../lua/batch.lua")])
+    Script::new(&[
+        ACCOUNT,
+        include_str!("../../../lua/requests.lua"),
+        "local function make_seldom()",
+        MISHAPS,
+        include_str!("../../../lua/operations.lua"),
+        "end",
+        include_str!("../../../lua/batch.lua"),
+    ])
 });
 /// Marks a session, so that nothing of it applies any more.
 pub static FENCE: LazyLock<Script> = LazyLock::new(|| Script::new(&[include_str!("../../../lua/fence.lua")]));
 /// Returns what a fenced session holds.
 pub static ABANDON: LazyLock<Script> =
-    LazyLock::new(|| Script::new(&[ACCOUNT, include_str!("../../../lua/abandon.lua")]));
+    LazyLock::new(|| Script::new(&[ACCOUNT, MISHAPS, include_str!("../../../lua/abandon.lua")]));
 /// Finds or makes a shard's meta.
 pub static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(&[include_str!("../../../lua/open.lua")]));
 /// Notes what is flushed, and trims.
 pub static FLUSHED: LazyLock<Script> = LazyLock::new(|| Script::new(&[include_str!("../../../lua/flushed.lua")]));
 
 const ACCOUNT: &str = include_str!("../../../lua/account.lua");
+const MISHAPS: &str = include_str!("../../../lua/mishaps.lua");
 
 /// Settles must pass when memory is full: a reserve refuses by itself.
 const FLAGS: &str = "#!lua flags=allow-oom\n";
@@ -37,14 +46,26 @@ impl Script {
     }
 
     /// The call, ready to be sent as often as it takes.
-    pub fn command<'a>(&self, keys: impl ExactSizeIterator<Item = &'a str>, argument: &[u8]) -> redis::Cmd {
+    pub fn command<'a>(&self, keys: impl ExactSizeIterator<Item = &'a str>, argument: &'a [u8]) -> redis::Cmd {
+        self.command_with(keys, std::iter::once(argument), argument.len())
+    }
+
+    /// As [`Script::command`]; the arguments are about `size` bytes together.
+    pub fn command_with<'a>(
+        &self,
+        keys: impl ExactSizeIterator<Item = &'a str>,
+        arguments: impl Iterator<Item = &'a [u8]>,
+        size: usize,
+    ) -> redis::Cmd {
         let count = keys.len();
-        let mut command = redis::Cmd::with_capacity(count + 4, 64 * (count + 2) + argument.len());
+        let mut command = redis::Cmd::with_capacity(count + 8, 64 * (count + 2) + size);
         command.arg("EVALSHA").arg(&self.sha).arg(count);
         for key in keys {
             command.arg(key);
         }
-        command.arg(argument);
+        for argument in arguments {
+            command.arg(argument);
+        }
         command
     }
 }
@@ -103,7 +124,7 @@ mod tests {
     #[test]
     fn no_constant_of_the_scripts_is_left() {
         for script in [&BATCH, &ABANDON, &FENCE, &OPEN, &FLUSHED] {
-            let leftover = ["LIMIT", "G_REMAINING", "E_DELTAS", "RESERVED", "FIRST_KEY"];
+            let leftover = ["LIMIT", "G_REMAINING", "E_DELTAS", "RESERVED", "FIRST_KEY", "META_VERSION"];
             for line in script.body.lines().filter(|line| !line.trim_start().starts_with("--")) {
                 assert!(
                     leftover

@@ -167,7 +167,7 @@ impl Session {
             memory_full: self.core.is_memory_full(),
         };
         self.packed.pack(&self.keys, header, self.batch.iter().map(|pending| &pending.op));
-        let command = script::BATCH.command(self.packed.keys(), &self.packed.argument.0);
+        let command = self.packed.command();
         let reply = self.send(&command).await;
         self.backoff.reset();
         match reply {

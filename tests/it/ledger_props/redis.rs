@@ -89,7 +89,7 @@ impl Driver for RedisDriver {
         self.begin();
         let header = Header { session, number, max_backlog: NUMBER_MAX, memory_full: false };
         self.packed.pack(&self.keys, header, ops.iter());
-        let command = script::BATCH.command(self.packed.keys(), &self.packed.argument.0);
+        let command = self.packed.command();
         let bytes = self.runtime.block_on(self.link.call_bytes(&script::BATCH, &command)).unwrap();
         match decode::batch(&bytes, session, ops.iter()).unwrap() {
             BatchReply::Applied { answers, .. } => BatchAnswer::Answers(answers),
@@ -114,12 +114,14 @@ impl Driver for RedisDriver {
         }
         let after = format!("({}-0", self.counter);
         let rows = self.send(redis::cmd("XRANGE").arg(self.keys.events()).arg(after).arg("+"));
-        let rows: Vec<(String, (String, Vec<u8>))> = redis::from_redis_value(rows).unwrap();
+        let rows: Vec<(String, Vec<Vec<u8>>)> = redis::from_redis_value(rows).unwrap();
         let mut events = Vec::new();
-        for (id, (_, bytes)) in rows {
+        for (id, fields) in rows {
             self.counter += 1;
             assert_eq!(id, format!("{}-0", self.counter), "the log has no holes");
-            events.extend(decode::entry(self.counter, &bytes).unwrap().events);
+            events.extend(
+                decode::entry(self.counter, &fields[1], fields.get(3).map_or(&[], Vec::as_slice)).unwrap().events,
+            );
         }
         events
     }

@@ -146,7 +146,7 @@ async fn batches_apply_once_and_in_order() {
         let mut packed = Packed::default();
         let header = Header { session, number, max_backlog: 1_000, memory_full: false };
         packed.pack(&keys, header, [&op].into_iter());
-        let command = script::BATCH.command(packed.keys(), &packed.argument.0);
+        let command = packed.command();
         let bytes = link.call_bytes(&script::BATCH, &command).await.unwrap();
         decode::batch(&bytes, session, [&op].into_iter()).unwrap()
     };

@@ -32,6 +32,7 @@ pub fn batch<'a>(
     ops: impl ExactSizeIterator<Item = &'a Op>,
 ) -> Result<BatchReply, Malformed> {
     let mut reader = Reader::new(bytes);
+    // One flat array: what an answer's length is, its kind says.
     reader.array()?;
     let (code, now) = (reader.int()?, reader.uint()?);
     match code {
@@ -41,19 +42,18 @@ pub fn batch<'a>(
         _ => return Err(Malformed("an unknown kind of answer")),
     }
     let backlogged = reader.flag()?;
-    if reader.array()? != ops.len() {
-        return Err(Malformed("not as many answers as operations"));
-    }
     let answers = ops.map(|op| answer(&mut reader, session, op)).collect::<Result<_, _>>()?;
+    if !reader.is_at_end() {
+        return Err(Malformed("more answers than operations"));
+    }
     Ok(BatchReply::Applied { now, backlogged, answers })
 }
 
 fn answer(reader: &mut Reader<'_>, session: SessionId, op: &Op) -> Result<Answer, Malformed> {
-    let len = reader.array()?;
     Ok(match reader.int()? {
         1 => {
             let session = if let Act::Extend { session, .. } = op.act { session } else { session };
-            reserved(reader, session, len)?
+            reserved(reader, session)?
         }
         2 => {
             let available = credits(reader)?;
@@ -87,7 +87,7 @@ fn answer(reader: &mut Reader<'_>, session: SessionId, op: &Op) -> Result<Answer
         18 => Answer::Already,
         19 => Answer::Refused,
         20 => Answer::Parked,
-        21 => balance(reader, len)?,
+        21 => balance(reader)?,
         22 => Answer::TooLarge,
         23 => Answer::Unreadable,
         24 => Answer::Backlogged,
@@ -95,17 +95,17 @@ fn answer(reader: &mut Reader<'_>, session: SessionId, op: &Op) -> Result<Answer
     })
 }
 
-fn reserved(reader: &mut Reader<'_>, session: SessionId, len: usize) -> Result<Answer, Malformed> {
+fn reserved(reader: &mut Reader<'_>, session: SessionId) -> Result<Answer, Malformed> {
     let available = credits(reader)?;
     let (requests_busy_us, tokens_busy_us) = (reader.uint()?, reader.uint()?);
     let mut parts = Parts::new();
-    for _ in 0..len.saturating_sub(4) / 2 {
+    for _ in 0..reader.uint()? / 2 {
         parts.push((GrantId(reader.uint()?), credits(reader)?));
     }
     Ok(Answer::Reserved(Reserved { session, parts, available, requests_busy_us, tokens_busy_us }))
 }
 
-fn balance(reader: &mut Reader<'_>, len: usize) -> Result<Answer, Malformed> {
+fn balance(reader: &mut Reader<'_>) -> Result<Answer, Malformed> {
     let mut balance = Balance {
         available: credits(reader)?,
         held: credits(reader)?,
@@ -117,7 +117,7 @@ fn balance(reader: &mut Reader<'_>, len: usize) -> Result<Answer, Malformed> {
         clawed: credits(reader)?,
         grants: Vec::new(),
     };
-    for _ in 0..len.saturating_sub(9) / 5 {
+    for _ in 0..reader.uint()? {
         balance.grants.push(GrantState {
             id: GrantId(reader.uint()?),
             kind: grant_kind(reader.int()?)?,
@@ -151,39 +151,79 @@ pub struct Entry {
     pub events: Vec<Event>,
 }
 
-/// Reads the entry with id `<counter>-0`.
-pub fn entry(counter: u64, bytes: &[u8]) -> Result<Entry, Malformed> {
-    let mut reader = Reader::new(bytes);
+/// An event has more to tell than what was charged.
+const MORE: i64 = 16;
+
+/// Reads the entry with id `<counter>-0`: its events, and the details that they name (none: empty).
+pub fn entry(counter: u64, events: &[u8], details: &[u8]) -> Result<Entry, Malformed> {
+    let details = read_details(details)?;
+    let mut reader = Reader::new(events);
+    // One flat array.
     reader.array()?;
-    let (session, number, at) = (SessionId(reader.uint()?), reader.uint()?, reader.uint()?);
-    let count = reader.array()?;
-    let events = (0..count).map(|_| event(&mut reader)).collect::<Result<_, _>>()?;
-    Ok(Entry { counter, session, number, at, events })
+    let mut entry = Entry {
+        counter,
+        session: SessionId(reader.uint()?),
+        number: reader.uint()?,
+        at: reader.uint()?,
+        events: Vec::with_capacity(details.len()),
+    };
+    while !reader.is_at_end() {
+        entry.events.push(event(&mut reader, entry.at, &details)?);
+    }
+    Ok(entry)
 }
 
-fn event(reader: &mut Reader<'_>) -> Result<Event, Malformed> {
-    reader.array()?;
-    let account = std::str::from_utf8(reader.bytes()?).map_err(|_| Malformed("an account's name"))?;
+/// Of whom an event tells, and what was used.
+#[derive(Default)]
+struct Detail<'a> {
+    account: &'a [u8],
+    usage: &'a [u8],
+    record: &'a [u8],
+}
+
+fn read_details(bytes: &[u8]) -> Result<Vec<Detail<'_>>, Malformed> {
+    let mut reader = Reader::new(bytes);
+    let mut details = Vec::new();
+    while !reader.is_at_end() {
+        details.push(Detail { account: reader.bytes()?, usage: reader.bytes()?, record: reader.bytes()? });
+    }
+    Ok(details)
+}
+
+fn event(reader: &mut Reader<'_>, at: Micros, details: &[Detail<'_>]) -> Result<Event, Malformed> {
+    let kind = reader.int()?;
+    let by_name;
+    let detail = if reader.is_number() {
+        let index = usize::try_from(reader.uint()?).ok().and_then(|number| number.checked_sub(1));
+        index.and_then(|index| details.get(index)).ok_or(Malformed("a detail is missing"))?
+    } else {
+        by_name = Detail { account: reader.bytes()?, ..Detail::default() };
+        &by_name
+    };
+    let account = std::str::from_utf8(detail.account).map_err(|_| Malformed("an account's name"))?;
     let mut event = Event {
         account: AccountId::parse(account).map_err(|_| Malformed("an account's name"))?,
         seq: reader.uint()?,
-        at: reader.uint()?,
-        kind: event_kind(reader.int()?)?,
+        at,
+        kind: event_kind(if kind >= MORE { kind - MORE } else { kind })?,
         charged: told(reader)?,
-        written_off: told(reader)?,
-        forfeited: told(reader)?,
-        debt_delta: reader.int()?,
-        change: reader.uint()?,
+        written_off: Credits::ZERO,
+        forfeited: Credits::ZERO,
+        debt_delta: 0,
+        change: 0,
         deltas: Default::default(),
         record: None,
-        usage: Bytes::new(),
+        usage: Bytes::copy_from_slice(detail.usage),
     };
-    let record = reader.bytes()?;
-    if !record.is_empty() {
-        event.record = Some(RecordId(Uuid::from_slice(record).map_err(|_| Malformed("a record's id"))?));
+    if kind >= MORE {
+        (event.written_off, event.forfeited) = (told(reader)?, told(reader)?);
+        (event.debt_delta, event.change) = (reader.int()?, reader.uint()?);
     }
-    event.usage = Bytes::copy_from_slice(reader.bytes()?);
-    for _ in 0..reader.array()? / 2 {
+    if !detail.record.is_empty() {
+        let record = Uuid::from_slice(detail.record).map_err(|_| Malformed("a record's id"))?;
+        event.record = Some(RecordId(record));
+    }
+    for _ in 0..reader.uint()? / 2 {
         event.deltas.push(Delta { grant: GrantId(reader.uint()?), micro: reader.int()? });
     }
     Ok(event)

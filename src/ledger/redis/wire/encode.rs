@@ -1,5 +1,6 @@
 //! Operations on their way to `batch.lua`.
 
+use super::super::script;
 use super::{Keyspace, NUMBER_MAX, Writer};
 use crate::ledger::{
     AccountId, AccountState, Act, Change, GrantKind, Limits, Micros, Op, Parts, RecordId, RecordKey, Scope, SessionId,
@@ -22,13 +23,24 @@ pub struct Header {
     pub memory_full: bool,
 }
 
+/// A piece of a batch's operations ends after so many bytes: Lua unpacks each piece at once, on a stack of 8,000 values.
+const PIECE_BYTES: usize = 4_000;
+
 /// A batch ready to be sent, as often as it takes: the same bytes each time.
 #[derive(Debug, Default)]
 pub struct Packed {
     /// All keys in one text, and where each ends.
     keys: String,
     ends: Vec<usize>,
-    pub argument: Writer,
+    /// Whose fixed keys those are: the prefix and the session.
+    fixed_for: Option<(String, SessionId)>,
+    header: Writer,
+    /// What was used, by whom: each a name, a usage and a record's id.
+    details: Writer,
+    details_count: u64,
+    operations: Writer,
+    /// Where each piece of the operations ends.
+    pieces: Vec<usize>,
     /// The accounts named, with the place of their key.
     accounts: Vec<(AccountId, usize)>,
 }
@@ -41,28 +53,58 @@ impl Packed {
         })
     }
 
+    /// The call of `batch.lua` with this batch.
+    pub fn command(&self) -> redis::Cmd {
+        let starts = std::iter::once(0).chain(self.pieces.iter().copied());
+        let pieces =
+            starts.zip(&self.pieces).map(|(start, end)| self.operations.0.get(start..*end).unwrap_or_default());
+        let arguments = [self.header.0.as_slice(), self.details.0.as_slice()].into_iter().chain(pieces);
+        let size = self.header.0.len() + self.details.0.len() + self.operations.0.len() + 64;
+        script::BATCH.command_with(self.keys(), arguments, size)
+    }
+
     /// Packs a batch into the buffers of an earlier one.
     pub fn pack<'a>(&mut self, keys: &Keyspace, header: Header, ops: impl ExactSizeIterator<Item = &'a Op>) {
-        self.keys.clear();
-        self.ends.clear();
-        self.argument.0.clear();
+        self.fixed_keys(keys, header.session);
+        self.header.0.clear();
+        self.details.0.clear();
+        self.details_count = 0;
+        self.operations.0.clear();
+        self.pieces.clear();
         self.accounts.clear();
-        for key in [keys.touched(header.session), keys.events(), keys.sessions(), keys.holds(), keys.meta()] {
-            self.push_key(&[&key]);
-        }
-        self.push_key(&[&keys.session(header.session)]);
-        let out = &mut self.argument;
-        out.array(7);
+        let out = &mut self.header;
         out.uint(header.session.0);
         out.uint(header.number);
         out.uint(keys.epoch);
         out.uint(header.max_backlog.min(NUMBER_MAX));
         out.flag(header.memory_full);
         out.uint(keys.prefix().len() as u64);
-        out.array(ops.len());
         for op in ops {
             self.op(keys.prefix(), op);
+            let begun = self.pieces.last().copied().unwrap_or(0);
+            if self.operations.0.len() - begun >= PIECE_BYTES {
+                self.pieces.push(self.operations.0.len());
+            }
         }
+        if self.pieces.last().copied().unwrap_or(0) < self.operations.0.len() {
+            self.pieces.push(self.operations.0.len());
+        }
+    }
+
+    fn fixed_keys(&mut self, keys: &Keyspace, session: SessionId) {
+        let same = |known: &(String, SessionId)| known.0 == keys.prefix() && known.1 == session;
+        if self.fixed_for.as_ref().is_some_and(same) {
+            self.ends.truncate(FIXED_KEYS);
+            self.keys.truncate(self.ends.last().copied().unwrap_or(0));
+            return;
+        }
+        self.keys.clear();
+        self.ends.clear();
+        for key in [keys.touched(session), keys.events(), keys.sessions(), keys.holds(), keys.meta()] {
+            self.push_key(&[&key]);
+        }
+        self.push_key(&[&keys.session(session)]);
+        self.fixed_for = Some((keys.prefix().to_owned(), session));
     }
 
     /// Answers the place of the key among those after the fixed ones, counted from 1 as Lua does.
@@ -105,8 +147,23 @@ impl Packed {
             Act::Ticket { .. } | Act::Load { .. } => (0, self.shared_key(&[prefix, "tick:", op.account.as_str()])),
             act => (record_of(act).map_or(0, |id| self.record(prefix, id, &op.account)), 0),
         };
-        let mut out = OpWriter { out: &mut self.argument, account, record, ticket };
-        out.act(&op.act);
+        let detail = self.detail(op);
+        OpWriter { out: &mut self.operations, account, record, ticket, detail }.act(&op.act);
+    }
+
+    /// The number of the operation's detail, counted from 1; 0 where it has none.
+    fn detail(&mut self, op: &Op) -> u64 {
+        let (usage, record) = match &op.act {
+            Act::Settle { usage, .. } => (usage, None),
+            Act::Charge { usage, record, .. } => (usage, record.map(|key| key.id)),
+            Act::SettleHold { usage, record, .. } => (usage, Some(*record)),
+            _ => return 0,
+        };
+        self.details.bytes(op.account.as_str().as_bytes());
+        self.details.bytes(usage);
+        self.details.bytes(record.as_ref().map_or(&[], |id| id.0.as_bytes()));
+        self.details_count += 1;
+        self.details_count
     }
 }
 
@@ -118,10 +175,11 @@ struct OpWriter<'a> {
     account: usize,
     record: usize,
     ticket: usize,
+    detail: u64,
 }
 
 impl OpWriter<'_> {
-    /// `{account, code, arguments…}`; the codes are those of `dispatch` in batch.lua.
+    /// `length, account, code, arguments…`; the codes are those of `dispatch` in batch.lua.
     fn act(&mut self, act: &Act) {
         match act {
             Act::Reserve { amount, floor, tokens, limits } => {
@@ -136,13 +194,14 @@ impl OpWriter<'_> {
                 self.out.int(more.micro());
                 self.out.int(floor.micro());
             }
-            Act::Settle { session, parts, actual, tokens_back_us, usage } => {
-                self.head(3, 5);
+            Act::Settle { session, parts, actual, tokens_back_us, .. } => {
+                self.head(3, 5 + parts.len() * 2);
                 self.out.uint(session.0);
-                self.parts(parts);
                 self.out.int(actual.micro());
                 self.out.uint((*tokens_back_us).min(NUMBER_MAX));
-                self.out.bytes(usage);
+                self.out.uint(self.detail);
+                self.out.uint(parts.len() as u64 * 2);
+                self.flat_parts(parts);
             }
             Act::Shrink { session, parts } => {
                 self.head(4, 2);
@@ -155,33 +214,33 @@ impl OpWriter<'_> {
                 self.parts(parts);
                 self.out.uint((*tokens_back_us).min(NUMBER_MAX));
             }
-            Act::Charge { actual, must, usage, record } => {
-                self.head(6, 6);
+            Act::Charge { actual, must, record, .. } => {
+                self.head(6, 5);
                 self.out.int(actual.micro());
                 self.out.flag(*must);
-                self.out.bytes(usage);
+                self.out.uint(self.detail);
                 self.record(*record);
             }
             Act::Hold { record, amount, expires_in_us } => {
-                self.head(7, 6);
+                self.head(7, 5);
                 self.out.int(amount.micro());
                 self.out.uint((*expires_in_us).min(LONGEST_HOLD_US));
                 self.out.uint(0);
                 self.record(Some(*record));
             }
-            Act::SettleHold { record, actual, usage } => {
-                self.head(8, 5);
+            Act::SettleHold { actual, .. } => {
+                self.head(8, 4);
                 self.out.int(actual.micro());
                 self.out.uint(0);
-                self.out.bytes(usage);
-                self.record_id(*record);
+                self.out.uint(self.detail);
+                self.out.uint(self.record as u64);
             }
-            Act::ReleaseHold { record, expired_only } => {
-                self.head(9, 5);
+            Act::ReleaseHold { expired_only, .. } => {
+                self.head(9, 4);
                 self.out.flag(*expired_only);
                 self.out.uint(0);
                 self.out.uint(0);
-                self.record_id(*record);
+                self.out.uint(self.record as u64);
             }
             Act::Apply { number, change } => self.change(*number, change),
             Act::Ticket { ticket } => {
@@ -203,13 +262,17 @@ impl OpWriter<'_> {
     }
 
     fn head(&mut self, code: u8, arguments: usize) {
-        self.out.array(arguments + 2);
+        self.out.uint(arguments as u64 + 3);
         self.out.uint(self.account as u64);
         self.out.uint(u64::from(code));
     }
 
     fn parts(&mut self, parts: &Parts) {
         self.out.array(parts.len() * 2);
+        self.flat_parts(parts);
+    }
+
+    fn flat_parts(&mut self, parts: &Parts) {
         for (grant, amount) in parts {
             self.out.uint(grant.0.min(NUMBER_MAX));
             self.out.int(amount.micro());
@@ -224,13 +287,7 @@ impl OpWriter<'_> {
 
     fn record(&mut self, record: Option<RecordKey>) {
         self.out.uint(self.record as u64);
-        self.out.bytes(record.as_ref().map_or(&[], |key| key.id.0.as_bytes()));
         self.out.uint(record.map_or(0, |key| key.fingerprint.min(NUMBER_MAX)));
-    }
-
-    fn record_id(&mut self, record: RecordId) {
-        self.out.uint(self.record as u64);
-        self.out.bytes(record.0.as_bytes());
     }
 
     /// As bytes: it may be any number of 64 bits.

@@ -139,6 +139,15 @@ impl<'a> Reader<'a> {
         Reader(bytes)
     }
 
+    pub fn is_at_end(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether a whole number comes next.
+    pub fn is_number(&self) -> bool {
+        matches!(self.0.first(), Some(0x00..=0x7f | 0xcc..=0xd3 | 0xe0..=0xff))
+    }
+
     pub fn int(&mut self) -> Result<i64, Malformed> {
         let tag = self.take::<1>()?[0];
         Ok(match tag {
