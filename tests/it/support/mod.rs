@@ -12,6 +12,7 @@ pub mod postgres;
 pub mod process;
 pub mod reaper;
 pub mod redis;
+pub mod stripe;
 #[cfg(test)]
 mod tests;
 pub mod upstream;
@@ -25,6 +26,7 @@ pub use http::{Answer, Http, raw};
 pub use ports::free_port;
 pub use postgres::Postgres;
 pub use redis::Redis;
+pub use stripe::Stripe;
 pub use upstream::Sim;
 
 const POLL: Duration = Duration::from_millis(10);

@@ -1,0 +1,8 @@
+//! The simulator over HTTP, as a billing system meets it.
+
+mod api;
+mod credits;
+mod life;
+mod rig;
+mod shapes;
+mod webhooks;
