@@ -172,6 +172,43 @@ async fn batches_apply_once_and_in_order() {
     fixture.shut_down().await;
 }
 
+/// The largest batch that the settings allow comes in pieces: what Lua's stack holds at once is bounded.
+#[tokio::test]
+async fn the_largest_batch_is_carried_out_whole() {
+    const COUNT: i64 = 1_024;
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let accounts: Vec<_> = (0..COUNT).map(|number| fixture.account(&format!("user-{number}"), 1 << 50)).collect();
+    let loads = accounts.iter().map(|account| ask(&fixture.ledger, account, Act::Balance));
+    futures_util::future::join_all(loads).await;
+    let mut link = Connector::new(&redis.url(), Duration::from_secs(5))
+        .unwrap()
+        .link(prometheus::IntCounter::new("reconnects", "reconnects").unwrap());
+    let session = SessionId((1 << 53) - 1);
+    let send = async |link: &mut faregate::ledger::redis::connection::Link, number, ops: &[Op]| {
+        let mut packed = Packed::default();
+        let header = Header { session, number, max_backlog: 1_000, memory_full: false };
+        packed.pack(&Keyspace::new(0, 0), header, ops.iter());
+        let bytes = link.call_bytes(&script::BATCH, &packed.command()).await.unwrap();
+        match decode::batch(&bytes, session, ops.iter()).unwrap() {
+            BatchReply::Applied { answers, .. } => answers,
+            other => panic!("{other:?}"),
+        }
+    };
+    let op = |account: &faregate::ledger::AccountId, act| Op { account: account.clone(), act };
+    let ops: Vec<_> = accounts.iter().map(|account| op(account, reserve(1 << 49))).collect();
+    let holds = send(&mut link, 1, &ops).await.into_iter().map(reserved);
+    let ops: Vec<_> = accounts.iter().zip(holds).map(|(account, hold)| op(account, settle(&hold, 1 << 48))).collect();
+    let settled = Answer::Settled { charged: credits(1 << 48), available: credits((1 << 50) - (1 << 48)) };
+    assert!(send(&mut link, 2, &ops).await.iter().all(|answer| *answer == settled));
+    let events = fixture.events().await;
+    let told: Vec<_> = events.iter().map(|event| (event.account.as_str(), &event.usage[..])).collect();
+    let expected: Vec<_> = accounts.iter().map(|account| (account.as_str(), &b"usage"[..])).collect();
+    assert_eq!(told, expected);
+    assert_eq!(redis.command(&["SCARD", &format!("fg:{{00}}:0:touch:{}", session.0)]), "0");
+    fixture.shut_down().await;
+}
+
 /// failures 3: the store is out, so idle accounts cannot be parked; a dead worker's holds go back all the same.
 #[tokio::test]
 async fn a_slow_store_keeps_no_dead_session_alive() {
