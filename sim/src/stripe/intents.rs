@@ -9,6 +9,25 @@ use super::list;
 use super::payments::{self, Outcome, Payment};
 use super::world::{World, reference, text};
 
+const NEW: [&str; 16] = [
+    "amount",
+    "automatic_payment_methods",
+    "capture_method",
+    "confirm",
+    "currency",
+    "customer",
+    "description",
+    "error_on_requires_action",
+    "metadata",
+    "off_session",
+    "payment_method",
+    "payment_method_types",
+    "receipt_email",
+    "return_url",
+    "setup_future_usage",
+    "statement_descriptor_suffix",
+];
+
 pub(super) fn route(world: &mut World, call: &Call, rest: &[&str]) -> Option<Result<Value, Failure>> {
     let url = "/v1/payment_intents";
     Some(match (call.method.as_str(), rest) {
@@ -37,24 +56,7 @@ pub(super) fn charges(world: &mut World, call: &Call, rest: &[&str]) -> Option<R
 
 fn create(world: &mut World, call: &Call) -> Result<Value, Failure> {
     let params = &call.params;
-    params.only(&[
-        "amount",
-        "automatic_payment_methods",
-        "capture_method",
-        "confirm",
-        "currency",
-        "customer",
-        "description",
-        "error_on_requires_action",
-        "metadata",
-        "off_session",
-        "payment_method",
-        "payment_method_types",
-        "receipt_email",
-        "return_url",
-        "setup_future_usage",
-        "statement_descriptor_suffix",
-    ])?;
+    params.only(&NEW)?;
     let amount = params.int("amount")?.ok_or_else(|| Failure::missing("amount"))?;
     if amount < 1 {
         return Err(Failure::invalid("amount", "This value must be greater than or equal to 1."));

@@ -44,6 +44,7 @@ mod payment_methods;
 mod payments;
 mod pending;
 mod portal;
+mod portal_page;
 mod present;
 mod prices;
 mod proration;

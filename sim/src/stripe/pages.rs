@@ -5,15 +5,14 @@ use http::header::LOCATION;
 use http::{HeaderValue, StatusCode};
 use serde_json::Value;
 
-use super::calendar;
 use super::cards::Card;
 use super::collection;
 use super::complete;
 use super::control::change_card;
 use super::kind::Kind;
-use super::lifecycle;
 use super::params::Params;
 use super::payments;
+use super::portal_page;
 use super::server::{Page, plain, typed};
 use super::world::{World, int, reference, text};
 
@@ -39,8 +38,8 @@ pub(super) fn answer(world: &mut World, method: &str, path: &str, params: &Param
         ("GET", ["i", id]) => invoice(world, id, None),
         ("POST", ["i", id]) => pay_invoice(world, id, params.text("card").unwrap_or("4242424242424242")),
         ("GET", ["i", id, "pdf"]) => pdf(world, id),
-        ("GET", ["p", "session", secret]) => portal(world, secret),
-        ("POST", ["p", "session", secret]) => use_portal(world, secret, params),
+        ("GET", ["p", "session", secret]) => portal_page::show(world, secret),
+        ("POST", ["p", "session", secret]) => portal_page::act(world, secret, params),
         _ => missing(),
     }
 }
@@ -119,66 +118,6 @@ fn pay_invoice(world: &mut World, id: &str, card: &str) -> Page {
     }
 }
 
-fn portal_of(world: &World, secret: &str) -> Option<Value> {
-    world.all(Kind::PortalSession).find(|session| session["_secret"] == secret).cloned()
-}
-
-fn portal(world: &World, secret: &str) -> Page {
-    let Some(session) = portal_of(world, secret) else { return missing() };
-    let mut body = format!("<h2>Card</h2>{}", card_form("Use this card"));
-    let of_customer = |object: &&Value| object["customer"] == session["customer"];
-    for subscription in world.all(Kind::Subscription).filter(of_customer) {
-        let (id, until) = (text(subscription, "id"), super::subscriptions::period_of(subscription).1);
-        let button = match (lifecycle::has_ended(subscription), subscription["cancel_at_period_end"] == true) {
-            (true, _) => String::new(),
-            (false, false) => form("cancel", id, "Cancel at the end of the period"),
-            (false, true) => form("keep", id, "Keep it after all"),
-        };
-        body += &format!(
-            "<h2>Subscription {id}</h2><p>{}, until {}</p>{button}",
-            text(subscription, "status"),
-            calendar::date(until)
-        );
-    }
-    body += "<h2>Invoices</h2><ul>";
-    for invoice in world.all(Kind::Invoice).filter(of_customer).filter(|invoice| invoice["status"] != "draft") {
-        let (id, number) = (text(invoice, "id"), text(invoice, "number"));
-        body += &format!(
-            "<li><a href=\"/i/{id}\">{number}</a> {} {}</li>",
-            text(invoice, "status"),
-            money(invoice, "total")
-        );
-    }
-    body += "</ul>";
-    if let Some(url) = session["return_url"].as_str() {
-        body += &format!("<p><a href=\"{}\">Back</a></p>", escape(url));
-    }
-    html(StatusCode::OK, "Billing", &body)
-}
-
-fn use_portal(world: &mut World, secret: &str, params: &Params) -> Page {
-    let Some(session) = portal_of(world, secret) else { return missing() };
-    let customer = text(&session, "customer");
-    if let Some(card) = params.text("card")
-        && let Err(failure) = Card::named(card).and_then(|card| change_card(world, customer, &card))
-    {
-        return html(failure.status, "Billing", &notice(Some(&failure.message)));
-    }
-    let id = params.text("subscription").unwrap_or_default();
-    let subscription = world.copy(Kind::Subscription, id);
-    if subscription["customer"] == customer && !lifecycle::has_ended(&subscription) {
-        let cancels = params.text("do") == Some("cancel");
-        let (now, end) = (world.now, super::subscriptions::period_of(&subscription).1);
-        world.touch(Kind::Subscription, id, "customer.subscription.updated", |sub| {
-            sub["cancel_at_period_end"] = cancels.into();
-            sub["cancel_at"] = cancels.then_some(end).into();
-            sub["canceled_at"] = cancels.then_some(now).into();
-            sub["cancellation_details"]["reason"] = cancels.then_some("cancellation_requested").into();
-        });
-    }
-    redirect(&format!("/p/session/{secret}"))
-}
-
 /// The smallest document that viewers take for one.
 fn pdf(world: &World, id: &str) -> Page {
     let Some(invoice) = world.get(Kind::Invoice, id) else { return missing() };
@@ -194,35 +133,28 @@ fn pdf(world: &World, id: &str) -> Page {
     typed(StatusCode::OK, "application/pdf", body)
 }
 
-fn card_form(button: &str) -> String {
+pub(super) fn card_form(button: &str) -> String {
     let cards: String =
         CARDS.iter().map(|(number, what)| format!("<option value=\"{number}\">{what}</option>")).collect();
     format!("<form method=\"post\"><select name=\"card\">{cards}</select> <button>{button}</button></form>")
 }
 
-fn form(action: &str, subscription: &str, button: &str) -> String {
-    format!(
-        "<form method=\"post\"><input type=\"hidden\" name=\"subscription\" value=\"{subscription}\">\
-         <button name=\"do\" value=\"{action}\">{button}</button></form>"
-    )
-}
-
-fn notice(problem: Option<&str>) -> String {
+pub(super) fn notice(problem: Option<&str>) -> String {
     problem.map_or(String::new(), |problem| format!("<p role=\"alert\">{}</p>", escape(problem)))
 }
 
 /// `20.00 usd`; every currency here has two decimals.
-fn money(object: &Value, field: &str) -> String {
+pub(super) fn money(object: &Value, field: &str) -> String {
     let amount = int(object, field);
     let sign = if amount < 0 { "-" } else { "" };
     format!("{sign}{}.{:02} {}", amount.abs() / 100, amount.abs() % 100, escape(text(object, "currency")))
 }
 
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-fn html(status: StatusCode, title: &str, body: &str) -> Page {
+pub(super) fn html(status: StatusCode, title: &str, body: &str) -> Page {
     let page = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>\
          <body style=\"font:16px/1.5 sans-serif;max-width:36em;margin:3em auto\"><h1>{title} (simulated)</h1>{body}</body></html>\n"
@@ -230,7 +162,7 @@ fn html(status: StatusCode, title: &str, body: &str) -> Page {
     typed(status, "text/html; charset=utf-8", page)
 }
 
-fn redirect(url: &str) -> Page {
+pub(super) fn redirect(url: &str) -> Page {
     let Ok(location) = HeaderValue::from_str(url) else {
         return plain(StatusCode::OK, "Done; there is no address to go back to.\n");
     };
@@ -239,6 +171,6 @@ fn redirect(url: &str) -> Page {
     page
 }
 
-fn missing() -> Page {
+pub(super) fn missing() -> Page {
     plain(StatusCode::NOT_FOUND, "There is no such page.\n")
 }

@@ -15,6 +15,23 @@ use super::subscriptions::{self, Start};
 use super::updates;
 use super::world::{World, int};
 
+const NEW: [&str; 14] = [
+    "collection_method",
+    "currency",
+    "customer",
+    "default_payment_method",
+    "description",
+    "items",
+    "metadata",
+    "off_session",
+    "payment_behavior",
+    "payment_settings",
+    "proration_behavior",
+    "trial_end",
+    "trial_period_days",
+    "trial_settings",
+];
+
 pub(super) fn route(world: &mut World, call: &Call, rest: &[&str]) -> Option<Result<Value, Failure>> {
     Some(match (call.method.as_str(), rest) {
         ("POST", []) => create(world, call),
@@ -48,22 +65,7 @@ fn list_all(world: &World, call: &Call) -> Result<Value, Failure> {
 
 fn create(world: &mut World, call: &Call) -> Result<Value, Failure> {
     let params = &call.params;
-    params.only(&[
-        "collection_method",
-        "currency",
-        "customer",
-        "default_payment_method",
-        "description",
-        "items",
-        "metadata",
-        "off_session",
-        "payment_behavior",
-        "payment_settings",
-        "proration_behavior",
-        "trial_end",
-        "trial_period_days",
-        "trial_settings",
-    ])?;
+    params.only(&NEW)?;
     let customer = params.need("customer")?.to_owned();
     world.find(Kind::Customer, &customer, call.live, "customer")?;
     let behavior = params

@@ -2,6 +2,7 @@
 
 mod api;
 mod credits;
+mod history;
 mod life;
 mod rig;
 mod shapes;

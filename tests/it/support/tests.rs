@@ -82,3 +82,14 @@ fn the_demo_upstream_echoes_websocket_frames() {
     assert!(answer.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{answer:?}");
     assert!(answer.contains("\x02hi"), "{answer:?}");
 }
+
+#[tokio::test]
+async fn the_stripe_simulator_answers_and_delivers_nothing_unasked() {
+    let stripe = super::Stripe::start();
+    let head =
+        "GET /v1/customers HTTP/1.1\r\nhost: sim\r\nauthorization: Bearer sk_test_it\r\nconnection: close\r\n\r\n";
+    let addr = stripe.url().strip_prefix("http://").unwrap().parse().unwrap();
+    let answer = super::raw(addr, head.as_bytes(), Duration::from_secs(5));
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"data\": []"), "{answer:?}");
+    assert!(stripe.delivered(Duration::from_secs(5)).await && stripe.deliveries().is_empty());
+}

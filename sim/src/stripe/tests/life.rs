@@ -202,3 +202,35 @@ async fn a_year_is_one_invoice_and_a_month_to_year_change_starts_anew() {
     assert_eq!(rig.count("invoice.paid"), 2);
     rig.stop().await;
 }
+
+#[tokio::test]
+async fn the_portal_changes_cancels_and_keeps() {
+    let rig = Rig::start().await;
+    let (customer, subscription) = rig.subscribe("price_small", "").await;
+    let item = rig.control.object(&subscription)["items"]["data"][0]["id"].as_str().unwrap().to_owned();
+    let flow = format!(
+        "customer={customer}&flow_data[type]=subscription_update_confirm&flow_data[subscription_update_confirm][subscription]={subscription}\
+         &flow_data[subscription_update_confirm][items][0][id]={item}&flow_data[subscription_update_confirm][items][0][price]=price_big\
+         &flow_data[subscription_update_confirm][items][0][quantity]=1"
+    );
+    let session = rig.post("/v1/billing_portal/sessions", &flow).await;
+    let path = session["url"].as_str().unwrap().strip_prefix(&rig.url).unwrap().to_owned();
+    let page = rig.send("GET", &path, "", &[]).await.unwrap();
+    assert!(page.body.as_str().unwrap().contains("Confirm the change"));
+    for (action, cancels) in [("confirm", false), ("cancel", true), ("keep", false)] {
+        let done = rig.send("POST", &path, &format!("subscription={subscription}&do={action}"), &[]).await.unwrap();
+        assert_eq!(done.status, 303, "{}", done.body);
+        let now = rig.control.object(&subscription);
+        assert_eq!(
+            (&now["items"]["data"][0]["price"]["id"], &now["cancel_at_period_end"]),
+            (&json!("price_big"), &json!(cancels))
+        );
+    }
+    rig.send("POST", &path, "card=5555555555554444", &[]).await.unwrap();
+    let method = rig.control.object(&subscription)["default_payment_method"].as_str().unwrap().to_owned();
+    assert_eq!(rig.control.object(&method)["card"]["last4"], "4444");
+    let (_, other) = rig.subscribe("price_small", "").await;
+    let foreign = rig.send("POST", &path, &format!("subscription={other}&do=cancel"), &[]).await.unwrap();
+    assert_eq!(foreign.status, 400, "somebody else's");
+    rig.stop().await;
+}

@@ -60,7 +60,9 @@ impl Rig {
         let task = tokio::spawn(simulator.run(async {
             let _ = stopped.await;
         }));
-        let client = Client::builder(TokioExecutor::new()).build(HttpConnector::new());
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new()).build(connector);
         Rig { url: control.url(), control, client, stop: Some(stop), task: Some(task) }
     }
 
