@@ -10,6 +10,7 @@
 //! answer in time the change is stored all the same, the answer says `"pending": true`, and it is pushed until it is live.
 
 mod audit;
+mod dead_letters;
 mod freeze;
 mod grants;
 mod health;
@@ -108,6 +109,7 @@ pub fn router(parts: AdminParts) -> Router {
         .route("/keys/{key}", delete(keys::revoke_service))
         .route("/audit/books", get(audit::books))
         .route("/audit/books/repair", post(audit::repair))
+        .route("/dead-letters", get(dead_letters::list))
         .fallback(frame::not_found)
         .layer(from_fn_with_state(admin.clone(), operator_only));
     Router::new()

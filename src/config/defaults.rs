@@ -70,6 +70,8 @@ impl Default for Store {
             migrate: true,
             flush_batch: 8_192,
             flush_interval_ms: 20,
+            usage_retention_months: 0,
+            dead_letter_retention_days: 0,
         }
     }
 }

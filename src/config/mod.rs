@@ -105,6 +105,10 @@ pub struct Store {
     pub flush_batch: usize,
     /// How long the flusher waits for more when the log is empty.
     pub flush_interval_ms: u64,
+    /// Whole months for which usage rows are kept beside the current one; 0: for ever.
+    pub usage_retention_months: u32,
+    /// Days for which dead letters are kept; 0: for ever.
+    pub dead_letter_retention_days: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -14,6 +14,9 @@ const MAX_TIME_MS: u64 = 24 * 3600 * 1000;
 const MAX_REQUESTS_PER_MINUTE: u64 = 60_000_000;
 const MAX_TOKENS_PER_MINUTE: u64 = 1_000_000_000;
 const MAX_WORKERS: usize = 1024;
+/// A hundred years.
+const MAX_MONTHS: u32 = 1_200;
+const MAX_DAYS: u32 = 36_525;
 /// Two hexadecimal digits name a shard in Redis.
 const MAX_SHARDS: u32 = 256;
 const LEDGER_SCHEMES: [&str; 2] = ["redis", "rediss"];
@@ -256,6 +259,10 @@ fn ledger(config: &Config, found: &mut Findings) {
     found.time("store.timeout_ms", store.timeout_ms);
     found.time("store.flush_interval_ms", store.flush_interval_ms);
     found.check((1..=100_000).contains(&store.flush_batch), "store.flush_batch", "must be from 1 to 100000");
+    let months = store.usage_retention_months;
+    found.check(months <= MAX_MONTHS, "store.usage_retention_months", format!("must be at most {MAX_MONTHS}"));
+    let days = store.dead_letter_retention_days;
+    found.check(days <= MAX_DAYS, "store.dead_letter_retention_days", format!("must be at most {MAX_DAYS}"));
 }
 
 fn limits(config: &Config, found: &mut Findings) {

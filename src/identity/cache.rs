@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::keys::KeyHash;
 use super::marks::{Mark, Marks};
@@ -12,6 +12,10 @@ use crate::store::IdentityChange;
 
 /// How long a caller is known without asking the store again.
 pub const PRINCIPAL_TTL: Duration = Duration::from_secs(60);
+/// How long a caller is known while the store cannot be asked.
+pub const PRINCIPAL_STALE: Duration = Duration::from_secs(15 * 60);
+/// Without an answer of the store for so long it cannot be asked.
+const BLIND_AFTER: Duration = Duration::from_secs(2);
 /// How long a refusal is remembered.
 pub const REFUSAL_TTL: Duration = Duration::from_secs(10);
 const MAX_PRINCIPALS: u64 = 100_000;
@@ -27,6 +31,9 @@ pub(super) struct Cache {
     watching: AtomicBool,
     /// Raised when everything kept is void.
     generation: AtomicU64,
+    begun: Instant,
+    /// When the store last told what changed: milliseconds since `begun`.
+    heard_ms: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -40,6 +47,7 @@ pub(super) enum Found {
 struct Entry<T> {
     value: T,
     watch: Watch,
+    kept: Instant,
 }
 
 /// Taken before the store is read, so that a change in between is noticed.
@@ -52,12 +60,14 @@ pub(super) struct Watch {
 impl Cache {
     pub(super) fn new() -> Cache {
         Cache {
-            found: moka::sync::Cache::builder().max_capacity(MAX_PRINCIPALS).time_to_live(PRINCIPAL_TTL).build(),
+            found: moka::sync::Cache::builder().max_capacity(MAX_PRINCIPALS).time_to_live(PRINCIPAL_STALE).build(),
             refused: moka::sync::Cache::builder().max_capacity(MAX_REFUSALS).time_to_live(REFUSAL_TTL).build(),
             key_marks: Marks::new(),
             user_marks: Marks::new(),
             watching: AtomicBool::new(false),
             generation: AtomicU64::new(0),
+            begun: Instant::now(),
+            heard_ms: AtomicU64::new(0),
         }
     }
 
@@ -79,10 +89,27 @@ impl Cache {
 
     fn get(&self, digest: &KeyHash) -> Option<Result<Found, AuthError>> {
         let generation = self.generation.load(Ordering::Acquire);
-        if let Some(entry) = self.found.get(digest).filter(|entry| entry.watch.stands(generation)) {
+        let found = self.found.get(digest).filter(|entry| entry.watch.stands(generation));
+        if let Some(entry) = found.filter(|entry| entry.kept.elapsed() < PRINCIPAL_TTL || self.blind()) {
             return Some(Ok(entry.value.clone()));
         }
         self.refused.get(digest).filter(|entry| entry.watch.stands(generation)).map(|entry| Err(entry.value))
+    }
+
+    /// Who this was, when the store could last be asked.
+    pub(super) fn stale(&self, digest: &KeyHash) -> Option<SharedPrincipal> {
+        let generation = self.generation.load(Ordering::Acquire);
+        let entry = self.found.get(digest).filter(|entry| entry.watch.stands(generation))?;
+        match &entry.value {
+            Found::Principal(principal) => Some(principal.clone()),
+            Found::ServiceKey(_) => None,
+        }
+    }
+
+    /// Whether the store has told nothing for so long that it is of no use to ask it.
+    fn blind(&self) -> bool {
+        let heard = Duration::from_millis(self.heard_ms.load(Ordering::Acquire));
+        self.begun.elapsed().saturating_sub(heard) >= BLIND_AFTER
     }
 
     pub(super) fn watch(&self, key: &KeyHash) -> Watch {
@@ -100,9 +127,9 @@ impl Cache {
             return;
         }
         match looked_up {
-            Ok(value) => self.found.insert(*digest, Arc::new(Entry { value, watch })),
+            Ok(value) => self.found.insert(*digest, Arc::new(Entry { value, watch, kept: Instant::now() })),
             Err(AuthError::Unavailable) => {}
-            Err(value) => self.refused.insert(*digest, Arc::new(Entry { value, watch })),
+            Err(value) => self.refused.insert(*digest, Arc::new(Entry { value, watch, kept: Instant::now() })),
         }
     }
 
@@ -116,6 +143,8 @@ impl Cache {
 
     /// Takes in what a poll after `since` answered.
     pub(super) fn follow(&self, since: Option<u64>, number: u64, changes: &[IdentityChange]) {
+        let heard_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard_ms.store(heard_ms, Ordering::Release);
         // Asked with 0 the store tells no changes, so whatever came after nothing must be taken for everything.
         if since == Some(0) && number > 0 {
             self.generation.fetch_add(1, Ordering::AcqRel);
@@ -205,6 +234,25 @@ mod tests {
         let cache = Cache::new();
         cache.keep(&KEY, found(), looked_up(&cache));
         assert!(cache.principal(&KEY).is_none());
+    }
+
+    /// A minute without the store, and longer: who is known goes on, and is asked for again once it is back.
+    #[test]
+    fn known_callers_go_on_while_the_store_is_away() {
+        let now = Instant::now();
+        let ago = |time: Duration| now.checked_sub(time).unwrap();
+        let mut cache = Cache::new();
+        cache.begun = ago(Duration::from_secs(100));
+        cache.follow(None, 3, &[]);
+        let kept = ago(PRINCIPAL_TTL);
+        let entry = Entry { value: found().unwrap(), watch: looked_up(&cache), kept };
+        cache.found.insert(KEY, Arc::new(entry));
+        assert!(cache.principal(&KEY).is_none(), "its time is up, and the store answers");
+        assert!(cache.stale(&KEY).is_some(), "unless it does not, this time");
+        cache.heard_ms.store(97_000, Ordering::Release);
+        assert!(cache.principal(&KEY).is_some(), "the store told nothing for three seconds");
+        cache.forget_user(&account());
+        assert!(cache.principal(&KEY).is_none() && cache.stale(&KEY).is_none(), "what changed counts");
     }
 
     #[test]

@@ -8,5 +8,5 @@ mod cache;
 mod credentials;
 mod marks;
 
-pub use cache::{MAX_REFUSALS, PRINCIPAL_TTL, REFUSAL_TTL};
+pub use cache::{MAX_REFUSALS, PRINCIPAL_STALE, PRINCIPAL_TTL, REFUSAL_TTL};
 pub use resolve::{Identity, Onboard};

@@ -2,7 +2,7 @@
 //!
 //! What is cached is void as soon as the key or the user it was made from changes: at once on the replica where that
 //! happens, within [`POLL_INTERVAL`] on the others. While the store is away, callers that are cached go on until
-//! [`super::PRINCIPAL_TTL`] has passed, and nobody new gets in: a key cannot be revoked then either, except by a store that only
+//! [`super::PRINCIPAL_STALE`] has passed, and nobody new gets in: a key cannot be revoked then either, except by a store that only
 //! this replica fails to reach, and for that case the time is the bound.
 
 use std::collections::HashMap;
@@ -133,10 +133,14 @@ impl Identity {
                 KeyKind::Live | KeyKind::Test => self.key_owner(&digest).await,
             }
         };
-        tokio::time::timeout(self.look_up_timeout, looked_up).await.unwrap_or_else(|_| {
+        let answer = tokio::time::timeout(self.look_up_timeout, looked_up).await.unwrap_or_else(|_| {
             self.count("error");
             Err(AuthError::Unavailable)
-        })
+        });
+        match answer {
+            Err(AuthError::Unavailable) => self.cache.stale(&digest).ok_or(AuthError::Unavailable),
+            answer => answer,
+        }
     }
 
     /// Drops what was made from this key, on this replica, now.

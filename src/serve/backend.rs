@@ -21,7 +21,8 @@ use crate::identity::Identity;
 use crate::ledger::embedded::EmbeddedLedger;
 use crate::ledger::redis::RedisLedger;
 use crate::ledger::{AccountSource, Connect};
-use crate::store::SharedStore;
+use crate::store::upkeep::Pruned;
+use crate::store::{Retention, SharedStore};
 use crate::telemetry::Metrics;
 
 /// How long each step of the shutdown may take; the flusher has its own, longer one.
@@ -29,8 +30,8 @@ const STEP_LIMIT: Duration = Duration::from_secs(10);
 /// Beyond what the flusher allows itself.
 const FLUSH_LIMIT: Duration =
     flush::DRAIN_LIMIT.saturating_add(fold::DRAIN_LIMIT).saturating_add(Duration::from_secs(5));
-/// How often what the store keeps for a time only is cleared away.
-const PRUNE_INTERVAL: Duration = Duration::from_secs(600);
+/// How often the store is looked after.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(600);
 
 /// What it is made of.
 pub struct BackendParts {
@@ -75,7 +76,7 @@ impl Backend {
         let identity = Identity::new(store.clone(), &config, metrics.clone(), Some(pusher.clone()));
         faces.spawn("pusher", pusher.clone().run(faces.stop.clone()));
         faces.spawn("identity", identity.clone().run(faces.stop.clone()));
-        faces.spawn("pruning", prune(store.clone(), faces.stop.clone()));
+        faces.spawn("upkeep", keep(store.clone(), Retention::of(&config.store), faces.stop.clone()));
         let billing = Billing::new(&config).map(Arc::new);
         let api = api::router(ApiParts {
             store: store.clone(),
@@ -176,14 +177,24 @@ impl Opening<'_> {
     }
 }
 
-async fn prune(store: SharedStore, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(PRUNE_INTERVAL) => {}
-            () = stop.cancelled() => return,
+/// At start and now and then: partitions ahead of time, and away with what is past its time.
+async fn keep(store: SharedStore, retention: Retention, stop: CancellationToken) {
+    let rounds = async {
+        loop {
+            match store.keep(retention).await {
+                Ok(pruned) if pruned == Pruned::default() => {}
+                Ok(Pruned { usage_rows, dead_letters }) => tracing::info!(usage_rows, dead_letters, "pruned the store"),
+                Err(error) => tracing::warn!(%error, "the store's upkeep failed; it is tried again"),
+            }
+            if let Err(error) = store.prune().await {
+                tracing::warn!(%error, "what the store keeps for a time only could not be cleared away");
+            }
+            tokio::time::sleep(UPKEEP_INTERVAL).await;
         }
-        if let Err(error) = store.prune().await {
-            tracing::warn!(%error, "what the store keeps for a time only could not be cleared away");
-        }
+    };
+    // Whatever is under way is whole or not at all, and goes on at the next start.
+    tokio::select! {
+        () = rounds => {}
+        () = stop.cancelled() => {}
     }
 }

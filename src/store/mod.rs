@@ -7,10 +7,12 @@ mod changes;
 mod common;
 mod effects;
 pub mod journal;
+pub mod letters;
 mod mend;
 mod migrations;
 pub mod postgres;
 pub mod sqlite;
+pub mod upkeep;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +28,8 @@ pub use crate::ledger::log::Cursor;
 use crate::ledger::{AccountId, AccountState, Change, Event, GrantId, GrantKind, Micros, RecordState};
 use crate::usage::Usage;
 pub use books::Books;
+pub use letters::DeadLetters;
+pub use upkeep::{Retention, Upkeep};
 
 pub type SharedStore = Arc<dyn Store>;
 
@@ -244,7 +248,7 @@ pub enum Idempotent {
 }
 
 #[async_trait]
-pub trait Store: Books + billing::BillingStore + Send + Sync + 'static {
+pub trait Store: Books + billing::BillingStore + DeadLetters + Upkeep + Send + Sync + 'static {
     /// Brings the schema up to date; forward only. Answers how many migrations ran. `Schema` when the store has
     /// migrations that this program does not know.
     async fn migrate(&self) -> StoreResult<usize>;

@@ -161,6 +161,9 @@ macro_rules! suite {
 
 mod billing;
 
+mod handover;
+mod upkeep;
+
 suite!(
     a_new_user_has_its_signup_credits,
     a_flush_is_written_exactly_once,

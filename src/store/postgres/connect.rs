@@ -19,6 +19,10 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::super::{StoreError, StoreResult};
 use crate::config;
 
+/// Our transactions do nothing between their statements: one that rests for so long has lost its replica, and with it
+/// whoever would give up its locks.
+const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(3);
+
 /// A pool over the settings' URL. Connects to nothing yet.
 pub(super) fn pool(settings: &config::Store, timeout: Duration) -> StoreResult<Pool> {
     let (url, roots) = split_url(&settings.url);
@@ -48,7 +52,13 @@ pub(super) fn pool(settings: &config::Store, timeout: Duration) -> StoreResult<P
 /// The server gives up by itself what we no longer wait for.
 fn limits(server: &Config, timeout: Duration) -> String {
     let limit_ms = timeout.as_millis();
-    let ours = format!("-c statement_timeout={limit_ms} -c idle_in_transaction_session_timeout={limit_ms}");
+    let idle_ms = timeout.min(IDLE_IN_TRANSACTION).as_millis();
+    // Half the time for a lock, so that who waited in vain has the other half to do something about it.
+    let lock_ms = (timeout / 2).as_millis().max(1);
+    let ours = format!(
+        "-c statement_timeout={limit_ms} -c lock_timeout={lock_ms} -c idle_in_transaction_session_timeout={idle_ms} \
+         -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+    );
     // The URL's own come last: they win.
     [ours.as_str(), server.get_options().unwrap_or("")].join(" ")
 }

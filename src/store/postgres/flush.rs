@@ -2,7 +2,7 @@
 //! so of two flushers one waits and then finds it elsewhere.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Client, Transaction};
 use tokio_postgres::Row;
@@ -53,14 +53,34 @@ pub(super) async fn raise_epoch(client: &mut Client, shard: u32, from: Cursor) -
 
 /// Tries the whole batch at once. Only where the store refuses a row is it done again, in ever smaller parts, so that
 /// one poisoned event never stops those behind it.
-pub(super) async fn flush(client: &mut Client, batch: &FlushBatch) -> StoreResult<Flushed> {
-    match flush_once(client, batch, false).await {
+///
+/// A transaction older than `abandoned` cannot have anybody left who waits for it.
+pub(super) async fn flush(client: &mut Client, batch: &FlushBatch, abandoned: Duration) -> StoreResult<Flushed> {
+    let done = match flush_once(client, batch, false).await {
         Err(StoreError::Conflict(reason)) => {
             tracing::warn!(shard = batch.shard, reason, "a batch is flushed in parts");
             flush_once(client, batch, true).await
         }
         done => done,
+    };
+    if let Err(StoreError::Unavailable(_)) = &done
+        && let Ok(true) = free_cursor(client, batch.shard, abandoned).await
+    {
+        tracing::warn!(shard = batch.shard, "the transaction of a flusher that stands still was ended");
     }
+    done
+}
+
+/// Ends a transaction that has held the cursor's row for longer than any of ours may last: its replica stands still or is
+/// cut off. The server does not do so by itself while it waits for a COPY to go on: neither the statement's time limit nor
+/// that of an idle transaction applies there.
+async fn free_cursor(client: &Client, shard: u32, abandoned: Duration) -> StoreResult<bool> {
+    let end = "SELECT pg_terminate_backend(a.pid) FROM ledger_cursors AS c
+        JOIN pg_locks AS l ON l.locktype = 'transactionid' AND l.transactionid = c.xmax AND l.granted
+        JOIN pg_stat_activity AS a ON a.pid = l.pid AND a.datname = current_database()
+        WHERE c.shard = $1 AND a.pid <> pg_backend_pid()
+            AND a.xact_start < clock_timestamp() - make_interval(secs => $2)";
+    Ok(!query(client, end, &[&i64::from(shard), &abandoned.as_secs_f64()]).await?.is_empty())
 }
 
 async fn flush_once(client: &mut Client, batch: &FlushBatch, carefully: bool) -> StoreResult<Flushed> {

@@ -187,8 +187,7 @@ pub(super) async fn prune(client: &mut Client) -> StoreResult<()> {
         execute(client, delete, &[&time(old(kept))]).await?;
     }
     let delete = "DELETE FROM ledger_records WHERE NOT held AND until < $1";
-    execute(client, delete, &[&int(old(RECORD_GRACE_US))]).await?;
-    make_partitions(client).await
+    execute(client, delete, &[&int(old(RECORD_GRACE_US))]).await.map(drop)
 }
 
 /// Makes the months' partitions of usage ahead of time, one replica at a time.

@@ -7,6 +7,7 @@ mod connect;
 mod copy;
 mod flush;
 mod identity;
+mod upkeep;
 mod usage;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -128,7 +129,7 @@ async fn pending(client: &mut Client) -> StoreResult<usize> {
 
 async fn migrate(client: &mut Client) -> StoreResult<usize> {
     // Migrations may take long, and so may the wait for another replica's.
-    client.batch_execute("SET statement_timeout = 0").await.map_err(failed)?;
+    client.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await.map_err(failed)?;
     client.query("SELECT pg_advisory_lock($1)", &[&SCHEMA_LOCK]).await.map_err(failed)?;
     if pending(client).await? == 0 {
         return Ok(0);
@@ -231,7 +232,7 @@ impl Store for PostgresStore {
     }
 
     async fn flush(&self, batch: FlushBatch) -> StoreResult<Flushed> {
-        within!(self, |client| flush::flush(client, &batch))
+        within!(self, |client| flush::flush(client, &batch, self.timeout))
     }
 
     async fn usage(&self, account: &AccountId, page: PageRequest) -> StoreResult<Page<UsageRow>> {

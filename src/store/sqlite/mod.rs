@@ -9,6 +9,7 @@ mod identity;
 mod journal;
 mod pack;
 mod threads;
+mod upkeep;
 
 use std::path::Path;
 

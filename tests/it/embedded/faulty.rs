@@ -127,6 +127,20 @@ impl Books for Faulty {
 }
 
 #[async_trait::async_trait]
+impl DeadLetters for Faulty {
+    async fn dead_letters(&self, page: PageRequest) -> StoreResult<Page<letters::DeadLetter>> {
+        self.inner.dead_letters(page).await
+    }
+}
+
+#[async_trait::async_trait]
+impl Upkeep for Faulty {
+    async fn keep(&self, retention: Retention) -> StoreResult<upkeep::Pruned> {
+        self.inner.keep(retention).await
+    }
+}
+
+#[async_trait::async_trait]
 impl Store for Faulty {
     async fn flush(&self, batch: FlushBatch) -> StoreResult<Flushed> {
         self.faults(&batch).await?;

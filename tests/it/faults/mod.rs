@@ -5,7 +5,9 @@ mod books;
 mod crashes;
 mod ledger_out;
 mod load;
+mod replicas;
 mod spending;
+mod store_out;
 
 use std::time::Duration;
 
@@ -54,11 +56,20 @@ impl Scene {
         Scene::over(redis, options)
     }
 
+    /// Redis and a Postgres of its own, which may be killed and stopped.
+    fn durable(options: Options) -> Scene {
+        Scene::on(Some(Redis::durable()), Some(Postgres::own()), options)
+    }
+
     /// Over this Redis; over none, the embedded ledger.
     fn over(redis: Option<Redis>, options: Options) -> Scene {
+        let postgres = redis.as_ref().map(|_| Postgres::start());
+        Scene::on(redis, postgres, options)
+    }
+
+    fn on(redis: Option<Redis>, postgres: Option<Postgres>, options: Options) -> Scene {
         let sim = Sim::start();
         let proxy = redis.as_ref().map(|redis| ChaosProxy::start(redis.addr()));
-        let postgres = redis.as_ref().map(|_| Postgres::start());
         let mut options = options.set("plans.free.signup_credits", 0).upstream(sim.url());
         if let (Some(proxy), Some(postgres)) = (&proxy, &postgres) {
             options = options.ledger(proxy.redis_url()).store(postgres.url());
@@ -74,9 +85,17 @@ impl Scene {
         self.redis.as_mut().unwrap()
     }
 
+    fn postgres(&self) -> &Postgres {
+        self.postgres.as_ref().unwrap()
+    }
+
     /// Another replica over the same Redis and Postgres.
     fn replica(&self) -> Faregate {
-        let options = Options::new().set("plans.free.signup_credits", 0).upstream(self.sim.url());
+        self.replica_with(Options::new())
+    }
+
+    fn replica_with(&self, options: Options) -> Faregate {
+        let options = options.set("plans.free.signup_credits", 0).upstream(self.sim.url());
         let postgres = self.postgres.as_ref().unwrap();
         Faregate::start(options.ledger(self.proxy().redis_url()).store(postgres.url()))
     }

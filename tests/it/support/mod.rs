@@ -29,6 +29,11 @@ pub use redis::Redis;
 pub use stripe::Stripe;
 pub use upstream::Sim;
 
+/// Rounds of the tests in which something is killed or stopped: FAREGATE_FAULT_ROUNDS, five without it.
+pub fn fault_rounds() -> usize {
+    std::env::var("FAREGATE_FAULT_ROUNDS").ok().map_or(5, |rounds| rounds.parse().expect("a number of rounds"))
+}
+
 const POLL: Duration = Duration::from_millis(10);
 
 /// Waits until `condition` answers `Some`, and gives that back.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::process::Process;
+use super::process::{self, Process};
 use super::{eventually_blocking, free_port, reaper};
 
 pub struct Postgres {
@@ -59,14 +59,28 @@ impl Postgres {
         query(self.port, &self.database, sql)
     }
 
-    /// SIGSTOP to the server's whole process group: connections stay open, nothing answers. Only on one's own server.
+    /// SIGSTOP to the server and all that it started: connections stay open, nothing answers. Only on one's own server.
     pub fn pause(&self) {
-        self.signal_group("STOP");
+        drop(self.signal_all("STOP"));
     }
 
     /// SIGCONT.
     pub fn resume(&self) {
-        self.signal_group("CONT");
+        drop(self.signal_all("CONT"));
+    }
+
+    /// kill -9 of the server and all that it started. Only on one's own server.
+    pub fn kill9(&self) {
+        let started = self.signal_all("STOP");
+        let mut server = self.server.lock().unwrap();
+        for child in &started {
+            process::signal_pid(*child, "KILL");
+        }
+        server.process.kill9();
+        // A new server does not start while one of them has its shared memory.
+        eventually_blocking(Duration::from_secs(20), "postgres is gone", || {
+            started.iter().all(|child| state(*child).is_none_or(|(state, _)| state == "Z")).then_some(())
+        });
     }
 
     /// Ends the server at once, as a crash would. Only on one's own server.
@@ -84,13 +98,36 @@ impl Postgres {
         server.wait_until_ready();
     }
 
-    fn signal_group(&self, signal: &str) {
-        let server = self.server.lock().unwrap();
-        let group = format!("-{}", server.process.pid());
-        let status =
-            Command::new("sh").args(["-c", "kill -s \"$1\" -- \"$2\"", "sh", signal, &group]).status().unwrap();
-        assert!(status.success(), "postgres is signalled");
+    /// The server first: stopped, it starts no more. Its children have process groups of their own.
+    fn signal_all(&self, signal: &str) -> Vec<u32> {
+        let mut server = self.server.lock().unwrap();
+        let pid = server.process.pid();
+        if signal == "STOP" {
+            server.process.signal(signal);
+        }
+        let started = children(pid);
+        for child in &started {
+            process::signal_pid(*child, signal);
+        }
+        if signal != "STOP" {
+            server.process.signal(signal);
+        }
+        started
     }
+}
+
+/// A process's state and its parent.
+fn state(pid: u32) -> Option<(String, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((rest.next()?.to_owned(), rest.next()?.parse().ok()?))
+}
+
+/// Processes that `pid` started.
+fn children(pid: u32) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    numbers.filter(|number| state(*number).is_some_and(|(_, parent)| parent == pid)).collect()
 }
 
 impl Server {
@@ -126,6 +163,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        children(self.process.pid()).into_iter().for_each(|child| process::signal_pid(child, "CONT"));
         self.process.signal("CONT");
         self.process.signal("QUIT");
         self.process.wait(Duration::from_secs(20));

@@ -1,0 +1,53 @@
+//! What a flush could not write as it should be.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use http::StatusCode;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::Admin;
+use crate::api::extract::{Paging, json};
+use crate::api::problem::Problem;
+use crate::api::types::{List, Time};
+use crate::store::letters::DeadLetter;
+use crate::usage::Usage;
+
+#[derive(Debug, Serialize)]
+struct LetterView {
+    id: i64,
+    at: Time,
+    shard: u32,
+    epoch: u64,
+    user: String,
+    seq: u64,
+    reason: String,
+    detail: String,
+    /// The event without its usage.
+    event: Option<Box<RawValue>>,
+    /// Its usage, where that can be read.
+    usage: Option<Usage>,
+}
+
+pub(super) async fn list(State(admin): State<Arc<Admin>>, Paging(page): Paging) -> Result<Response, Problem> {
+    let page = admin.store.dead_letters(page).await?;
+    let data: Vec<LetterView> = page.data.into_iter().map(view).collect();
+    Ok(json(StatusCode::OK, &List { data, next: page.next }))
+}
+
+fn view(letter: DeadLetter) -> LetterView {
+    LetterView {
+        id: letter.id,
+        at: Time::from_micros(letter.at),
+        shard: letter.shard,
+        epoch: letter.epoch,
+        user: letter.account,
+        seq: letter.seq,
+        reason: letter.reason,
+        detail: letter.detail,
+        event: RawValue::from_string(letter.event).ok(),
+        usage: Usage::decode(&letter.usage).ok(),
+    }
+}

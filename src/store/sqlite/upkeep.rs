@@ -1,0 +1,136 @@
+//! Old usage and dead letters, taken away in slices so that no commit waits long for them.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use jiff::Timestamp;
+use rusqlite::{Row, Transaction, params};
+
+use super::super::common::{self, int, uint};
+use super::super::letters::{DeadLetter, DeadLetters};
+use super::super::upkeep::{Pruned, Retention, Upkeep};
+use super::super::{Page, PageRequest, StoreResult};
+use super::{SqliteStore, failed};
+use crate::ledger::Micros;
+
+/// Rows deleted in one transaction, and such transactions in one go.
+const SLICE_ROWS: u64 = 500;
+const SLICES_MAX: usize = 2_000;
+
+#[async_trait]
+impl Upkeep for SqliteStore {
+    async fn keep(&self, retention: Retention) -> StoreResult<Pruned> {
+        let mut pruned = Pruned::default();
+        if let Some(until) = retention.usage_until(Timestamp::now()) {
+            pruned.usage_rows = self.in_slices(until, prune_usage).await?;
+        }
+        if let Some(until) = retention.letters_until(Timestamp::now()) {
+            pruned.dead_letters = self.in_slices(until, prune_letters).await?;
+        }
+        Ok(pruned)
+    }
+}
+
+impl SqliteStore {
+    async fn in_slices(
+        &self,
+        until: Micros,
+        slice: fn(&Transaction<'_>, Micros) -> StoreResult<u64>,
+    ) -> StoreResult<u64> {
+        let mut all = 0;
+        for _ in 0..SLICES_MAX {
+            let gone = self.threads.write(move |tx| slice(tx, until)).await?;
+            all += gone;
+            if gone < SLICE_ROWS {
+                break;
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// The time in a request's id (UUIDv7) is what counts, as in Postgres, and there is an index on it.
+fn prune_usage(tx: &Transaction<'_>, until: Micros) -> StoreResult<u64> {
+    let mut first = [0; 16];
+    first[..6].copy_from_slice(&(until / 1_000).to_be_bytes()[2..]);
+    let delete = "DELETE FROM usage_logs WHERE rowid IN
+        (SELECT rowid FROM usage_logs WHERE request_id < ?1 ORDER BY request_id LIMIT ?2) RETURNING user_id, charged";
+    let mut statement = tx.prepare_cached(delete).map_err(failed)?;
+    let read = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?));
+    let rows = statement.query_map(params![first, int(SLICE_ROWS)], read).map_err(failed)?;
+    let gone: Vec<(String, i64)> = rows.collect::<Result<_, _>>().map_err(failed)?;
+    let mut sums: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
+    for (user, charged) in &gone {
+        let sum = sums.entry(user).or_default();
+        *sum = (sum.0.saturating_add(*charged), sum.1 + 1);
+    }
+    for (user, (charged, rows)) in sums {
+        note_pruned(tx, user, charged, rows)?;
+    }
+    Ok(gone.len() as u64)
+}
+
+/// A letter whose usage is no row is all that stands for what was charged.
+fn prune_letters(tx: &Transaction<'_>, until: Micros) -> StoreResult<u64> {
+    let (until, limit) = (int(until), int(SLICE_ROWS));
+    let charged = "SELECT user_id, sum(micro), count(*) FROM (SELECT DISTINCT user_id, seq,
+            json_extract(event, '$.charged_micro') AS micro
+        FROM dead_letters AS d WHERE id IN (SELECT id FROM dead_letters WHERE at < ?1 ORDER BY at, id LIMIT ?2)
+            AND reason IN ('unreadable_usage', 'duplicate_request', 'refused')
+            AND EXISTS (SELECT 1 FROM credits AS c WHERE c.user_id = d.user_id)
+            AND NOT EXISTS (SELECT 1 FROM usage_logs AS u WHERE u.user_id = d.user_id AND u.seq = d.seq))
+        GROUP BY user_id";
+    let mut statement = tx.prepare_cached(charged).map_err(failed)?;
+    let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    let sums: Vec<(String, i64, i64)> = {
+        let rows = statement.query_map(params![until, limit], read).map_err(failed)?;
+        rows.collect::<Result<_, _>>().map_err(failed)?
+    };
+    for (user, charged, rows) in sums {
+        note_pruned(tx, &user, charged, rows)?;
+    }
+    let delete =
+        "DELETE FROM dead_letters WHERE id IN (SELECT id FROM dead_letters WHERE at < ?1 ORDER BY at, id LIMIT ?2)";
+    Ok(tx.execute(delete, params![until, limit]).map_err(failed)? as u64)
+}
+
+fn note_pruned(tx: &Transaction<'_>, user: &str, charged: i64, rows: i64) -> StoreResult<()> {
+    let upsert = "INSERT INTO usage_pruned (user_id, charged, rows) VALUES (?1, ?2, ?3)
+        ON CONFLICT (user_id) DO UPDATE SET charged = charged + excluded.charged, rows = rows + excluded.rows";
+    tx.prepare_cached(upsert).and_then(|mut upsert| upsert.execute(params![user, charged, rows])).map_err(failed)?;
+    Ok(())
+}
+
+#[async_trait]
+impl DeadLetters for SqliteStore {
+    async fn dead_letters(&self, page: PageRequest) -> StoreResult<Page<DeadLetter>> {
+        let list = move |tx: &Transaction<'_>| {
+            let slice = common::slice(&page)?;
+            let before = common::position(&slice)?;
+            let select = "SELECT id, at, shard, epoch, user_id, seq, reason, detail, event, usage FROM dead_letters
+                WHERE id < ?1 ORDER BY id DESC LIMIT ?2";
+            let mut statement = tx.prepare_cached(select).map_err(failed)?;
+            let rows = statement.query_map(params![before, slice.rows], read).map_err(failed)?;
+            let found: Vec<DeadLetter> = rows.collect::<Result<_, _>>().map_err(failed)?;
+            Ok(common::page(found, &slice, |letter| letter.id.to_string()))
+        };
+        self.threads.read(list).await
+    }
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
+    let number = |column: usize| row.get::<_, i64>(column).map(uint);
+    Ok(DeadLetter {
+        id: row.get(0)?,
+        at: number(1)?,
+        shard: u32::try_from(number(2)?).unwrap_or(u32::MAX),
+        epoch: number(3)?,
+        account: row.get(4)?,
+        seq: number(5)?,
+        reason: row.get(6)?,
+        detail: row.get(7)?,
+        event: row.get(8)?,
+        usage: Bytes::from(row.get::<_, Vec<u8>>(9)?),
+    })
+}
