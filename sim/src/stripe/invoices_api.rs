@@ -90,6 +90,7 @@ fn pay(world: &mut World, call: &Call, id: &str) -> Result<Value, Failure> {
         _ => return Err(Failure::state("invoice_not_editable", "This invoice can no longer be paid")),
     }
     if call.params.flag("paid_out_of_band")?.unwrap_or(false) {
+        super::payments::cancel(world, text(&invoice, "_intent"), "automatic");
         collection::paid(world, id);
         return Ok(world.copy(Kind::Invoice, id));
     }

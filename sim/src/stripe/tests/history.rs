@@ -39,7 +39,7 @@ fn number(object: &Value, field: &str) -> i64 {
 /// A refusal is as good as an effect: only the books matter.
 async fn step(rig: &Rig, dice: &mut Dice, customer: &str) -> Option<()> {
     let post = |path: String, form: String| async move { rig.send("POST", &path, &form, &[]).await.unwrap() };
-    match dice.below(12) {
+    match dice.below(13) {
         0 => {
             let (mode, price) =
                 if dice.below(2) == 0 { ("payment", "price_pack") } else { ("subscription", dice.one(&PRICES)) };
@@ -96,11 +96,15 @@ async fn step(rig: &Rig, dice: &mut Dice, customer: &str) -> Option<()> {
                 rig.control.fail_refund(&refund).unwrap();
             }
         }
-        8 => rig.control.set_behaviour(
-            customer,
-            [None, None, Some(Behaviour::NeedsAction), Some(Behaviour::Declines("x".to_owned()))][dice.below(4)]
-                .clone(),
-        ),
+        8 => {
+            let declines = Behaviour::Declines("x".to_owned());
+            let all = [None, None, Some(Behaviour::NeedsAction), Some(Behaviour::Processing), Some(declines)];
+            rig.control.set_behaviour(customer, all[dice.below(all.len())].clone());
+        }
+        10 => {
+            let intent = id(&dice.of(rig, Kind::PaymentIntent)?);
+            rig.control.settle_payment(&intent, dice.below(3) > 0);
+        }
         9 => drop(rig.control.change_card(customer, dice.one(&CARDS)).unwrap()),
         _ => rig.control.advance_by(i64::try_from(dice.below(40)).unwrap() * DAY / 2).unwrap(),
     }
@@ -116,7 +120,11 @@ fn check(rig: &Rig) {
             number(&invoice, "amount_remaining"),
         );
         assert!(due >= 0 && paid >= 0 && paid + left == due, "{invoice}");
-        assert!(due <= total.max(0) + number(&invoice, "starting_balance").max(0), "{invoice}");
+        let before = number(&invoice, "starting_balance");
+        assert_eq!(due, (total + before).max(0), "{invoice}");
+        if invoice["status"] != "draft" {
+            assert_eq!(number(&invoice, "ending_balance"), total + before - due, "{invoice}");
+        }
         if invoice["lines"]["has_more"] == false {
             let lines = invoice["lines"]["data"].as_array().unwrap();
             assert_eq!(lines.iter().map(|line| number(line, "amount")).sum::<i64>(), total, "{invoice}");
@@ -165,6 +173,10 @@ async fn history(seed: u64) -> Vec<Value> {
         check(&rig);
     }
     let events = rig.control.events("*");
+    let mut paid: Vec<String> =
+        rig.control.events("invoice.paid").iter().map(|event| id(&event["data"]["object"])).collect();
+    paid.sort();
+    assert!(paid.windows(2).all(|two| two[0] != two[1]), "an invoice is paid once");
     rig.stop().await;
     // The port is in some urls, and differs.
     let told = |event: &Value| {

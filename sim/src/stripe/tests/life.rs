@@ -234,3 +234,43 @@ async fn the_portal_changes_cancels_and_keeps() {
     assert_eq!(foreign.status, 400, "somebody else's");
     rig.stop().await;
 }
+
+#[tokio::test]
+async fn what_a_downgrade_gives_back_pays_the_next_invoice() {
+    let rig = Rig::start().await;
+    let (customer, subscription) = rig.subscribe("price_big", "").await;
+    let item = rig.control.object(&subscription)["items"]["data"][0]["id"].as_str().unwrap().to_owned();
+    rig.control.advance(START + 31 * DAY / 2).unwrap();
+    let form = format!("items[0][id]={item}&items[0][price]=price_small&proration_behavior=always_invoice");
+    let changed = rig.post(&format!("/v1/subscriptions/{subscription}"), &form).await;
+    let credit = rig.control.object(changed["latest_invoice"].as_str().unwrap());
+    assert_eq!(
+        (&credit["total"], &credit["amount_due"], &credit["status"]),
+        (&json!(-1_000), &json!(0), &json!("paid"))
+    );
+    assert_eq!(rig.control.object(&customer)["balance"], -1_000);
+    rig.control.advance(START + 32 * DAY).unwrap();
+    let next = rig.control.object(&subscription)["latest_invoice"].as_str().unwrap().to_owned();
+    let next = rig.control.object(&next);
+    assert_eq!((&next["total"], &next["amount_due"], &next["ending_balance"]), (&json!(1_000), &json!(0), &json!(0)));
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn an_invoice_paid_by_hand_is_not_paid_again_by_its_intent() {
+    let rig = Rig::start().await;
+    let (customer, subscription) = rig.subscribe("price_small", "").await;
+    rig.control.set_behaviour(&customer, Some(Behaviour::Processing));
+    rig.control.advance(START + 31 * DAY + 3_600).unwrap();
+    let invoice = rig.control.object(&subscription)["latest_invoice"].as_str().unwrap().to_owned();
+    assert_eq!(rig.control.object(&invoice)["status"], "open");
+    let intent = rig.get(&format!("/v1/invoices/{invoice}?expand[]=payments")).await["payments"]["data"][0]["payment"]
+        ["payment_intent"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    rig.post(&format!("/v1/invoices/{invoice}/pay"), "paid_out_of_band=true").await;
+    rig.control.settle_payment(&intent, true);
+    assert_eq!((rig.count("invoice.paid"), rig.count("payment_intent.canceled")), (2, 1));
+    rig.stop().await;
+}
