@@ -1,6 +1,8 @@
 //! What one request pays: taken before it rides, settled exactly once, however it ends.
 
+use std::future::Future;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -50,7 +52,7 @@ pub(super) async fn take(
         Status::Ready => {
             let reserve = hold::reserve(&worker.ledger, &principal.account, ask);
             let limit = Duration::from_millis(worker.shared.config.ledger.reserve_timeout_ms);
-            tokio::time::timeout(limit, reserve).await.unwrap_or(Err(hold::Refusal::Unavailable))
+            within(limit, reserve).await.unwrap_or(Err(hold::Refusal::Unavailable))
         }
         Status::Unavailable => Err(hold::Refusal::Unavailable),
         Status::Backlogged => Err(hold::Refusal::Backlogged),
@@ -68,6 +70,17 @@ pub(super) async fn take(
             }
         }
         Err(refusal) => Err(Refusal::Ledger { refusal, asked: ask.amount }),
+    }
+}
+
+/// As tokio's timeout, which it becomes where the first poll leaves something to wait for: what answers at once, as a
+/// ledger in the process does, needs no timer.
+async fn within<F: Future>(limit: Duration, future: F) -> Result<F::Output, tokio::time::error::Elapsed> {
+    let mut future = std::pin::pin!(future);
+    let at_once = std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
+    match at_once {
+        Poll::Ready(output) => Ok(output),
+        Poll::Pending => tokio::time::timeout(limit, future).await,
     }
 }
 
@@ -259,7 +272,8 @@ impl Fare {
         let mut usage = std::mem::take(&mut self.usage);
         self.usage.request_id = usage.request_id;
         usage.status = end.status;
-        usage.latency_ms = self.began.elapsed().as_millis() as u64;
+        let ended = self.upstream_ended.unwrap_or_else(Instant::now);
+        usage.latency_ms = ended.duration_since(self.began).as_millis() as u64;
         if let Some(tally) = end.tally {
             usage.input_tokens = tally.tokens.input;
             usage.cached_tokens = tally.tokens.cached;

@@ -264,10 +264,15 @@ fn rate(headers: &mut HeaderMap, names: &[HeaderName; 3], per_minute: u64, busy_
     // Below a microsecond each the limit is beyond what can be counted; then it counts as unused.
     let step = limit_increment(1, per_minute).max(1);
     let remaining = LIMIT_WINDOW_US.saturating_sub(busy_us) / step;
-    headers.insert(names[0].clone(), HeaderValue::from(per_minute));
-    headers.insert(names[1].clone(), HeaderValue::from(remaining.min(per_minute)));
+    headers.insert(names[0].clone(), number(per_minute));
+    headers.insert(names[1].clone(), number(remaining.min(per_minute)));
     let seconds = format!("{}s", busy_us.div_ceil(1_000_000));
     headers.insert(names[2].clone(), HeaderValue::try_from(seconds).unwrap_or(HeaderValue::from_static("0s")));
+}
+
+/// A number as a field's value, with one allocation.
+fn number(number: impl itoa::Integer) -> HeaderValue {
+    HeaderValue::from_str(itoa::Buffer::new().format(number)).unwrap_or(HeaderValue::from_static("0"))
 }
 
 fn credits(amount: Credits) -> HeaderValue {
@@ -275,7 +280,7 @@ fn credits(amount: Credits) -> HeaderValue {
         return HeaderValue::from_static("0");
     }
     if amount.micro() % crate::credits::MICRO == 0 {
-        return HeaderValue::from(amount.micro() / crate::credits::MICRO);
+        return number(amount.micro() / crate::credits::MICRO);
     }
     HeaderValue::try_from(amount.to_string()).unwrap_or(HeaderValue::from_static("0"))
 }

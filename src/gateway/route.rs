@@ -188,6 +188,10 @@ pub(super) fn escapes(path: &str) -> bool {
     if !path.starts_with('/') {
         return true;
     }
+    // Without these no path has a dot segment, in whatever spelling.
+    if !path.bytes().any(|byte| matches!(byte, b'.' | b'%' | b'\\')) {
+        return false;
+    }
     if path.contains('\\') {
         return true;
     }

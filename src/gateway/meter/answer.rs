@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use super::json::{Each, Object, Present, TextLength};
 use super::openai::Delta;
+use super::scan::members;
 use super::usage::{Progress, Usage};
 use super::{Endpoint, Inspection, Tally};
 
@@ -18,15 +19,6 @@ pub struct AnswerMeter {
     max_bytes: usize,
     images_asked: u64,
     progress: Progress,
-}
-
-/// Of an answer, what its upstream says about it.
-#[derive(Deserialize)]
-struct Report {
-    #[serde(default)]
-    usage: Object<Usage>,
-    #[serde(default)]
-    error: Present,
 }
 
 /// Of an answer, what says how much it is.
@@ -116,14 +108,12 @@ impl AnswerMeter {
         if self.endpoint == Endpoint::Images {
             return false;
         }
-        match serde_json::from_slice::<Object<Report>>(answer).ok().and_then(|report| report.0) {
-            Some(Report { usage: Object(Some(usage)), error: Present(false) }) => {
-                self.progress.report(&usage, true);
-                self.progress.complete = self.progress.reported();
-                self.progress.complete
-            }
-            _ => false,
+        let Some([Some(usage), None | Some(b"null")]) = members(answer, ["usage", "error"]) else { return false };
+        if let Ok(Object(Some(usage))) = serde_json::from_slice::<Object<Usage>>(usage) {
+            self.progress.report(&usage, true);
+            self.progress.complete = self.progress.reported();
         }
+        self.progress.complete
     }
 
     fn read(&mut self, answer: &Answer) {

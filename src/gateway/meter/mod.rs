@@ -18,6 +18,7 @@ mod json;
 mod openai;
 mod prompt;
 mod responses;
+mod scan;
 mod sse;
 mod usage;
 

@@ -5,6 +5,10 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::ledger::Micros;
 
+/// How long the system's clock is taken at its last word while the monotonic one counts on: each reading costs, and an
+/// operation asks several times.
+const WORD_US: Micros = 10_000;
+
 /// Where the embedded ledger reads the time. It never runs backwards.
 pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Micros;
@@ -16,11 +20,13 @@ pub struct SystemClock {
     started: Instant,
     /// The Unix time at `started`: the latest that the system's clock ever amounted to.
     origin: AtomicU64,
+    /// Microseconds after `started`: from then on the system's clock is asked again.
+    ask_at: AtomicU64,
 }
 
 impl SystemClock {
     pub fn new() -> SystemClock {
-        SystemClock { started: Instant::now(), origin: AtomicU64::new(0) }
+        SystemClock { started: Instant::now(), origin: AtomicU64::new(0), ask_at: AtomicU64::new(0) }
     }
 
     fn at(&self, elapsed: Micros, wall: Micros) -> Micros {
@@ -37,8 +43,15 @@ impl Default for SystemClock {
 
 impl Clock for SystemClock {
     fn now(&self) -> Micros {
+        let elapsed = self.started.elapsed().as_micros() as Micros;
+        if elapsed < self.ask_at.load(Ordering::Acquire) {
+            return self.origin.load(Ordering::Relaxed) + elapsed;
+        }
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as Micros);
-        self.at(self.started.elapsed().as_micros() as Micros, wall)
+        let now = self.at(elapsed, wall);
+        // Last, so that whoever sees it has the origin too.
+        self.ask_at.store(elapsed + WORD_US, Ordering::Release);
+        now
     }
 }
 
