@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::Clock;
 use super::loads::Waiting;
+use super::mailbox::Mailbox;
 use super::outbox::{Outbox, Position, Waiter};
 use crate::config;
 use crate::ledger::account::{Account, Context};
@@ -200,11 +201,11 @@ impl Core {
     }
 
     /// Hands the answer over: now, or once the store has what it says.
-    pub(super) fn reply(&self, outcome: Outcome) -> Reply {
+    pub(super) fn reply(&self, outcome: Outcome, mailbox: &Arc<Mailbox>) -> Reply {
         match outcome.after {
             Some(position) => {
                 let (sender, receiver) = oneshot::channel();
-                self.outbox.wait_for(position, Waiter { sender, answer: outcome.answer });
+                self.outbox.wait_for(position, Waiter { sender, answer: outcome.answer, mailbox: mailbox.clone() });
                 Reply::Later(receiver)
             }
             None => Reply::now(Ok(outcome.answer)),

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::core::{Core, Outcome, Shard};
+use super::mailbox::Mailbox;
 use super::outbox::Waiter;
 use crate::ledger::{
     AccountId, AccountSource, AccountState, Act, Answer, LedgerError, Op, Reply, SessionId, TICKET_LIFE_US,
@@ -24,6 +25,7 @@ pub(super) struct Waiting {
     session: SessionId,
     op: Op,
     sender: oneshot::Sender<Result<Answer, LedgerError>>,
+    mailbox: Arc<Mailbox>,
 }
 
 /// What a submitter has to do.
@@ -40,14 +42,14 @@ impl Core {
     ///
     /// The queue is bounded by `max_queue`, except for what must be carried out: that is bounded by the requests in
     /// flight, which were admitted before.
-    pub(super) fn queue(&self, shard: &mut Shard, session: SessionId, op: Op) -> Queued {
+    pub(super) fn queue(&self, shard: &mut Shard, session: SessionId, op: Op, mailbox: Arc<Mailbox>) -> Queued {
         if self.waiting.load(Ordering::Relaxed) >= self.max_waiting && !must(&op.act) {
             return Queued::Busy;
         }
         let (sender, receiver) = oneshot::channel();
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let waiting = shard.waiting.entry(op.account.clone()).or_default();
-        waiting.push(Waiting { session, op, sender });
+        waiting.push(Waiting { session, op, sender, mailbox });
         let reply = Reply::Later(receiver);
         if waiting.len() == 1 { Queued::Load(reply) } else { Queued::Wait(reply) }
     }
@@ -84,7 +86,7 @@ impl Core {
         if let Some(state) = state.as_ref().filter(|_| !shard.accounts.contains_key(account)) {
             self.load(&mut shard, SessionId::API, account, state);
         }
-        for Waiting { session, op, sender } in self.take_waiting(&mut shard, account) {
+        for Waiting { session, op, sender, mailbox } in self.take_waiting(&mut shard, account) {
             // Whoever asked to reserve and left must find nothing reserved.
             if sender.is_closed() && takes(&op.act) {
                 continue;
@@ -92,7 +94,9 @@ impl Core {
             let outcome = self.apply_loaded(&mut shard, session, &op);
             let outcome = outcome.unwrap_or(Outcome { answer: Answer::NotLoaded, after: None });
             match outcome.after {
-                Some(position) => self.outbox.wait_for(position, Waiter { sender, answer: outcome.answer }),
+                Some(position) => {
+                    self.outbox.wait_for(position, Waiter { sender, answer: outcome.answer, mailbox });
+                }
                 None => {
                     if let Err(Ok(answer)) = sender.send(Ok(outcome.answer)) {
                         self.undo(&mut shard, session, &op, answer);

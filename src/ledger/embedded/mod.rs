@@ -11,6 +11,7 @@
 mod clock;
 mod core;
 mod loads;
+mod mailbox;
 mod outbox;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use self::core::Core;
 use self::loads::Queued;
+use self::mailbox::Mailbox;
 use super::{AccountSource, Act, Answer, Connect, Ledger, LedgerError, Op, Reply, SessionId, SharedLedger, Status};
 use crate::config;
 use crate::telemetry::Metrics;
@@ -106,9 +108,12 @@ impl EmbeddedLedger {
 
 impl Connect for EmbeddedLedger {
     fn connect(&self, tasks: &TaskTracker, stop: CancellationToken) -> SharedLedger {
+        let (mailbox, fetching) = Mailbox::open(stop.clone());
+        tasks.spawn(fetching);
         Arc::new(Connection {
             core: self.core.clone(),
             source: self.source.clone(),
+            mailbox,
             tasks: tasks.clone(),
             runtime: Handle::current(),
             stop,
@@ -120,6 +125,7 @@ impl Connect for EmbeddedLedger {
 struct Connection {
     core: Arc<Core>,
     source: Arc<dyn AccountSource>,
+    mailbox: Arc<Mailbox>,
     tasks: TaskTracker,
     runtime: Handle,
     stop: CancellationToken,
@@ -138,13 +144,13 @@ impl Ledger for Connection {
         }
         let mut shard = self.core.shard(&op.account);
         if let Some(outcome) = self.core.apply_loaded(&mut shard, SESSION, &op) {
-            return self.core.reply(outcome);
+            return self.core.reply(outcome, &self.mailbox);
         }
         if matches!(op.act, Act::Ticket { .. } | Act::Load { .. } | Act::Park { .. } | Act::Apply { .. }) {
             return Reply::now(Ok(self.core.apply_unloaded(&mut shard, SESSION, &op)));
         }
         let account = op.account.clone();
-        let queued = self.core.queue(&mut shard, SESSION, op);
+        let queued = self.core.queue(&mut shard, SESSION, op, self.mailbox.clone());
         drop(shard);
         match queued {
             Queued::Wait(reply) => reply,

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use tokio::sync::{Notify, oneshot};
 
 use super::Clock;
+use super::mailbox::{self, Mailbox};
 use crate::ledger::log::{Cursor, Entries, EventLog, LogError};
 use crate::ledger::{AccountId, Answer, Event, LedgerError, Micros, RecordState};
 use crate::telemetry::Metrics;
@@ -22,6 +23,15 @@ pub(super) type Position = u64;
 pub(super) struct Waiter {
     pub sender: oneshot::Sender<Result<Answer, LedgerError>>,
     pub answer: Answer,
+    /// Of the connection that asked.
+    pub mailbox: Arc<Mailbox>,
+}
+
+impl Waiter {
+    /// Hands the answer over. Whoever asked may have left: the settle stands all the same.
+    pub(super) fn answer(self) {
+        drop(self.sender.send(Ok(self.answer)));
+    }
 }
 
 /// The event log of the embedded ledger, in memory. Entries leave it once the store has them.
@@ -105,7 +115,7 @@ impl Outbox {
         let entry = position.checked_sub(first).and_then(|index| state.entries.get_mut(index as usize));
         match entry {
             Some(entry) => entry.waiters.push(waiter),
-            None => drop(waiter.sender.send(Ok(waiter.answer))),
+            None => waiter.answer(),
         }
     }
 
@@ -211,10 +221,7 @@ impl Outbox {
                 state.entries.shrink_to(256);
             }
         }
-        for Waiter { sender, answer } in done.into_iter().flat_map(|entry| entry.waiters) {
-            // Whoever asked may have left: the settle stands all the same.
-            drop(sender.send(Ok(answer)));
-        }
+        mailbox::deliver(done.into_iter().flat_map(|entry| entry.waiters));
     }
 }
 

@@ -68,19 +68,28 @@ fn flush_once(connection: &mut Connection, batch: &FlushBatch, carefully: bool) 
     Ok(flushed)
 }
 
+const INSERT_USAGE: &str =
+    "INSERT INTO usage_logs (user_id, seq, request_id, client_request_id, key_id, route, upstream,
+    model, status, charged, input_tokens, cached_tokens, output_tokens, estimated, streamed, latency_ms,
+    created_at, settled_at, reason)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
+    ON CONFLICT (request_id) DO NOTHING";
+
 /// Events on their way into the tables, within one transaction.
 pub(super) struct Flush<'a> {
     tx: &'a Transaction<'a>,
     shard: u32,
     epoch: u64,
     now: i64,
+    /// Looked up once for all rows.
+    insert: Option<CachedStatement<'a>>,
     usage_rows: u64,
     letters: Vec<Letter>,
 }
 
 impl<'a> Flush<'a> {
     pub(super) fn new(tx: &'a Transaction<'a>, shard: u32, epoch: u64) -> Flush<'a> {
-        Flush { tx, shard, epoch, now: int(common::now()), usage_rows: 0, letters: Vec::new() }
+        Flush { tx, shard, epoch, now: int(common::now()), insert: None, usage_rows: 0, letters: Vec::new() }
     }
 
     /// Writes the dead letters, and answers what was written.
@@ -229,11 +238,6 @@ impl<'a> Flush<'a> {
                 return Ok(());
             }
         };
-        let insert = "INSERT INTO usage_logs (user_id, seq, request_id, client_request_id, key_id, route, upstream,
-            model, status, charged, input_tokens, cached_tokens, output_tokens, estimated, streamed, latency_ms,
-            created_at, settled_at, reason)
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)
-            ON CONFLICT (request_id) DO NOTHING";
         let usage = &columns.usage;
         let row = params![
             event.account.as_str(),
@@ -256,7 +260,11 @@ impl<'a> Flush<'a> {
             int(event.at),
             usage.reason,
         ];
-        if self.statement(insert)?.execute(row).map_err(failed)? == 0 {
+        let insert = match &mut self.insert {
+            Some(insert) => insert,
+            None => self.insert.insert(self.tx.prepare_cached(INSERT_USAGE).map_err(failed)?),
+        };
+        if insert.execute(row).map_err(failed)? == 0 {
             self.letters.push(Letter::new(event, Reason::DuplicateRequest, usage.request_id));
         } else {
             self.usage_rows += 1;

@@ -20,12 +20,18 @@ const STRETCH_BYTES: usize = 8 * 1024 * 1024;
 /// Events written in one transaction of a fold: a few milliseconds, for which group commits wait.
 const SLICE_EVENTS: usize = 400;
 
-const END: &str = "coalesce((SELECT max(last) FROM ledger_journal WHERE shard = ?1),
+/// The end of the journal, and the cursor where it is empty.
+const END: &str = "SELECT coalesce((SELECT max(last) FROM ledger_journal WHERE shard = ?1),
     (SELECT counter FROM ledger_cursors WHERE shard = ?1), 0)";
+/// Writes nothing unless the journal ends at ?4, in epoch ?3.
+const APPEND: &str = "INSERT INTO ledger_journal (shard, last, epoch, first, events) SELECT ?1, ?2, ?3, ?4 + 1, ?5
+    WHERE ?4 = coalesce((SELECT max(last) FROM ledger_journal WHERE shard = ?1),
+        (SELECT counter FROM ledger_cursors WHERE shard = ?1), 0)
+    AND ?3 = coalesce((SELECT epoch FROM ledger_cursors WHERE shard = ?1), 0)";
 
 pub(super) fn end(tx: &Transaction<'_>, shard: u32) -> StoreResult<Cursor> {
     let epoch = flush::cursor(tx, shard)?.epoch;
-    let counter = tx.query_row(&format!("SELECT {END}"), [shard], |row| row.get(0)).map_err(failed)?;
+    let counter = tx.query_row(END, [shard], |row| row.get(0)).map_err(failed)?;
     Ok(Cursor { epoch, counter: uint(counter) })
 }
 
@@ -35,22 +41,26 @@ pub(super) fn is_empty(tx: &Transaction<'_>, shard: u32) -> StoreResult<bool> {
     Ok(!select.exists([shard]).map_err(failed)?)
 }
 
-/// `packed` are the batch's events.
-pub(super) fn append(tx: &Transaction<'_>, batch: &FlushBatch, packed: &[u8]) -> StoreResult<()> {
+/// `packed` are the batch's events. A batch without records, which is almost every one, is a single statement and its
+/// own transaction.
+pub(super) fn append(connection: &mut Connection, batch: &FlushBatch, packed: &[u8]) -> StoreResult<()> {
+    if batch.records.is_empty() {
+        return write_down(connection, batch, packed);
+    }
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+    write_down(&tx, batch, packed)?;
+    flush::write_records(&tx, &batch.records)?;
+    tx.commit().map_err(failed)
+}
+
+fn write_down(connection: &Connection, batch: &FlushBatch, packed: &[u8]) -> StoreResult<()> {
     let (from, to) = (batch.from, batch.to);
     if to <= from.counter {
         return Err(StoreError::CursorMoved);
     }
-    let insert = format!(
-        "INSERT INTO ledger_journal (shard, last, epoch, first, events) SELECT ?1, ?2, ?3, ?4 + 1, ?5
-            WHERE ?4 = {END} AND ?3 = coalesce((SELECT epoch FROM ledger_cursors WHERE shard = ?1), 0)"
-    );
     let row = params![batch.shard, int(to), int(from.epoch), int(from.counter), packed];
-    let written = tx.prepare_cached(&insert).and_then(|mut insert| insert.execute(row)).map_err(failed)?;
-    if written == 0 {
-        return Err(StoreError::CursorMoved);
-    }
-    flush::write_records(tx, &batch.records)
+    let written = connection.prepare_cached(APPEND).and_then(|mut insert| insert.execute(row)).map_err(failed)?;
+    if written == 0 { Err(StoreError::CursorMoved) } else { Ok(()) }
 }
 
 /// A stretch of the journal on its way into the tables.

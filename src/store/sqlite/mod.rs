@@ -228,7 +228,7 @@ impl Journal for SqliteStore {
 
     async fn append(&self, batch: FlushBatch) -> StoreResult<()> {
         let packed = pack::pack(&batch.events)?;
-        self.threads.write(move |tx| journal::append(tx, &batch, &packed)).await
+        self.threads.own(move |connection| journal::append(connection, &batch, &packed)).await
     }
 
     async fn fold(&self, shard: u32) -> StoreResult<Option<Folded>> {
