@@ -81,3 +81,51 @@ impl Drop for Fetching {
         waiters.into_iter().for_each(Waiter::answer);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::ledger::{Answer, LedgerError};
+
+    type Receiver = oneshot::Receiver<Result<Answer, LedgerError>>;
+
+    fn waiter(mailbox: &Arc<Mailbox>) -> (Waiter, Receiver) {
+        let (sender, receiver) = oneshot::channel();
+        (Waiter { sender, answer: Answer::Applied, mailbox: mailbox.clone() }, receiver)
+    }
+
+    async fn answered(receivers: Vec<Receiver>) {
+        for receiver in receivers {
+            assert_eq!(receiver.await.unwrap(), Ok(Answer::Applied));
+        }
+    }
+
+    #[tokio::test]
+    async fn every_answer_arrives() {
+        let stop = CancellationToken::new();
+        let (one, fetching_one) = Mailbox::open(stop.clone());
+        let (two, fetching_two) = Mailbox::open(stop.clone());
+        let fetching = tokio::spawn(async move { tokio::join!(fetching_one, fetching_two) });
+        for _ in 0..10 {
+            let (waiters, receivers): (Vec<_>, Vec<_>) = [&one, &two, &one].into_iter().map(waiter).unzip();
+            deliver(waiters.into_iter());
+            answered(receivers).await;
+        }
+        stop.cancel();
+        fetching.await.unwrap();
+        let (late, receiver) = waiter(&one);
+        deliver(std::iter::once(late));
+        answered(vec![receiver]).await;
+    }
+
+    #[tokio::test]
+    async fn a_fetcher_that_never_ran_keeps_no_answers() {
+        let (mailbox, fetching) = Mailbox::open(CancellationToken::new());
+        let (early, receiver) = waiter(&mailbox);
+        deliver(std::iter::once(early));
+        drop(fetching);
+        answered(vec![receiver]).await;
+    }
+}

@@ -51,6 +51,7 @@ struct World {
     clock: Arc<Ahead>,
     metrics: Metrics,
     tasks: TaskTracker,
+    flushing: TaskTracker,
     stop: CancellationToken,
 }
 
@@ -67,17 +68,20 @@ impl World {
         let worker = ledger.connect(&tasks, stop.clone());
         let pusher = Pusher::new(shared.clone(), worker.clone(), metrics.clone());
         let (log, flush_metrics, stopping) = (ledger.outbox(), metrics.clone(), stop.clone());
-        tasks.spawn(async move {
+        let flushing = TaskTracker::new();
+        flushing.spawn(async move {
             bridge::flush::run(log, shared, &config::Store::default(), flush_metrics, stopping).await;
         });
-        World { store, ledger, worker, pusher, clock, metrics, tasks, stop }
+        World { store, ledger, worker, pusher, clock, metrics, tasks, flushing, stop }
     }
 
     /// As after SIGTERM: what is under way is carried out.
     async fn end(self) {
         self.stop.cancel();
-        self.tasks.close();
-        tokio::time::timeout(SOON, self.tasks.wait()).await.expect("drained");
+        for tasks in [&self.tasks, &self.flushing] {
+            tasks.close();
+            tokio::time::timeout(SOON, tasks.wait()).await.expect("drained");
+        }
         self.store.close().await;
     }
 
@@ -186,8 +190,8 @@ async fn of_two_ledgers_over_one_store_the_earlier_ends() {
     assert!(tokio::time::timeout(Duration::from_millis(300), &mut reply).await.is_err(), "it was not stored");
     assert!(matches!(later.ask(&user, charge(4, true, None)).await, Ok(Answer::Settled { .. })));
     assert_eq!(earlier.ledger.outbox().backlog(), 1, "nor taken for stored");
-    earlier.tasks.close();
-    tokio::time::timeout(SOON, earlier.tasks.wait()).await.expect("its flusher ended, and with it the process");
+    earlier.flushing.close();
+    tokio::time::timeout(SOON, earlier.flushing.wait()).await.expect("its flusher ended, and with it the process");
     assert_eq!(later.charged(&user).await, [Credits::whole(4), Credits::whole(3)]);
     assert_eq!(later.balance(&user).await.available, Credits::whole(43));
     later.end().await;
