@@ -8,6 +8,7 @@ mod embedded;
 mod faults;
 mod ledger_props;
 mod metering;
+mod protocol;
 mod proxy;
 mod redis_ledger;
 mod smoke;
