@@ -69,7 +69,8 @@ const SESSION: SessionId = SessionId(0x1f_ffff_dead_beef);
 impl Bench {
     async fn batch(&mut self, ops: &[Op]) -> Vec<Answer> {
         self.number += 1;
-        let header = Header { session: SESSION, number: self.number, max_backlog: u64::MAX, memory_full: false };
+        let header =
+            Header { session: SESSION, number: self.number, max_backlog: u64::MAX, memory_full: false, seen: 0 };
         self.packed.pack(&self.keys, header, ops.iter());
         let command = self.packed.command();
         let bytes = self.link.call_bytes(&script::BATCH, &command).await.unwrap();

@@ -10,7 +10,7 @@ local values = redis.call('MGET', unpack(KEYS, 4))
 local clock = redis.call('TIME')
 local meta = values[1] and cmsgpack.unpack(values[1])
 local state = values[2] and cmsgpack.unpack(values[2])
-if not meta or meta[2] ~= request[2] or not state or state[2] == 0 then return cmsgpack.pack({-1, 0, 0}) end
+if not meta or meta[2] ~= request[2] or meta[7] == 1 or not state or state[2] == 0 then return cmsgpack.pack({-1, 0, 0}) end
 now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 if now < meta[5] then now = meta[5] end
 meta[5] = now

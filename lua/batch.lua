@@ -2,21 +2,21 @@
 -- Redis does not roll back a script that fails midway.
 --
 -- KEYS: touched set, event stream, session registry, API holds, meta, session, then accounts, records and tickets.
--- ARGV: session, number, epoch, backlog limit, memory full and prefix length, packed one after the other; the details,
---   which go into the stream as they are; then the operations, packed one after the other, in pieces that fit on Lua's
---   stack. An operation is {its length, account's place, code, arguments…} and names its keys by their place after the
+-- ARGV: session, number, epoch, backlog limit, memory full, prefix length and entries seen, packed one after the other; the
+--   details, which go into the stream as they are; then the operations, packed one after the other, in pieces that fit on
+--   Lua's stack. An operation is {its length, account's place, code, arguments…} and names its keys by their place after the
 --   session's.
--- meta: {2, epoch, counter, flushed, last time, fenced sessions}. The ledger's clock is Redis's, and never runs
+-- meta: {2, epoch, counter, flushed, last time, fenced sessions, 1 while it is closed}. The ledger's clock is Redis's, and never runs
 --   backwards: it stands still at meta's last time until Redis's has passed it.
 -- session: {last number, 0 live or 1 fenced, reply to the last number}
--- Answers the packed {code, time, …}: a repeated number gets its first reply.
+-- Answers the packed {code, time, backlogged, counter, flushed, …}: a repeated number gets its first reply.
 
 local OK, FENCED, LOST = 0, 1, 2
 local FIRST_KEY = 6
 local META_VERSION = 2
 
-local number, epoch, backlog_limit, memory_full, prefix_length
-session, number, epoch, backlog_limit, memory_full, prefix_length = cmsgpack.unpack(ARGV[1])
+local number, epoch, backlog_limit, memory_full, prefix_length, seen
+session, number, epoch, backlog_limit, memory_full, prefix_length, seen = cmsgpack.unpack(ARGV[1])
 values = redis.call('MGET', unpack(KEYS, 5))
 local clock = redis.call('TIME')
 
@@ -24,6 +24,9 @@ local meta = values[1] and cmsgpack.unpack(values[1])
 if not meta then return cmsgpack.pack({LOST, 0, 'meta is missing'}) end
 if meta[1] ~= META_VERSION then return cmsgpack.pack({LOST, 0, 'another version made it'}) end
 if meta[2] ~= epoch then return cmsgpack.pack({LOST, 0, 'the epoch has passed'}) end
+if meta[7] == 1 then return cmsgpack.pack({LOST, 0, 'the shard is being reopened'}) end
+-- Whoever sends has seen entries that are not here.
+if meta[3] < seen then return cmsgpack.pack({LOST, 0, 'entries are missing'}) end
 local state = values[2] and cmsgpack.unpack(values[2])
 if state then
   if number == state[1] then return state[3] end
@@ -114,7 +117,7 @@ end
 
 -- An unreadable account fails all its operations of this batch, and none of any other's: the work begins anew without it.
 while true do
-  answers, filled = {OK, now, backlogged and 1 or 0}, 3
+  answers, filled = {OK, now, backlogged and 1 or 0, 0, 0}, 5
   local ok, problem = pcall(work)
   if ok then break end
   if at_work == 0 or broken[at_work] then error(problem) end
@@ -128,6 +131,7 @@ if #events > 0 then
   meta[3] = meta[3] + 1
   entry = pack_events({session, number, now})
 end
+answers[4], answers[5] = meta[3], meta[4]
 local reply = cmsgpack.pack(answers)
 local sets = {KEYS[5], cmsgpack.pack(meta), KEYS[6], cmsgpack.pack({number, 0, reply})}
 local filled_sets = 4

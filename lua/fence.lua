@@ -6,7 +6,7 @@
 local request = cmsgpack.unpack(ARGV[1])
 local values = redis.call('MGET', KEYS[1], KEYS[2])
 local meta = values[1] and cmsgpack.unpack(values[1])
-if not meta or meta[2] ~= request[3] then return -2 end
+if not meta or meta[2] ~= request[3] or meta[7] == 1 then return -2 end
 local state = values[2] and cmsgpack.unpack(values[2])
 -- A session that never came, or whose first batch is still under way, is ended before it comes.
 if not state and request[2] == 0 then state = {0, 0, ''} end

@@ -28,6 +28,13 @@ pub struct Metrics {
     pub ledger_batch_size: Histogram,
     pub ledger_reconnects: IntCounter,
     pub sessions_fenced: IntCounter,
+    /// Shards opened anew after Redis lost data.
+    pub reopenings: IntCounter,
+    /// Log entries by `what`: recovered (they survived in Redis), missing (acknowledged, and not there any more, as far as
+    /// this replica knows), claimed (remembered by this replica, and charged again). At risk is missing less claimed.
+    pub reopened_entries: IntCounterVec,
+    /// Micro-credits that this replica remembered and charged again.
+    pub reopened_credits: IntCounter,
     pub holds_in_flight: IntGauge,
     pub streams: IntGauge,
     pub client_connections: IntGauge,
@@ -90,6 +97,16 @@ impl Metrics {
             ledger_call_seconds: make.histogram("faregate_ledger_call_seconds", "Time of a ledger call", fine)?,
             ledger_batch_size: make.histogram("faregate_ledger_batch_size", "Operations in a ledger call", sizes)?,
             ledger_reconnects: make.counter("faregate_ledger_reconnects_total", "Ledger connections replaced")?,
+            reopenings: make.counter("faregate_ledger_reopenings_total", "Shards opened anew after Redis lost data")?,
+            reopened_entries: make.counters(
+                "faregate_ledger_reopened_entries_total",
+                "Acknowledged log entries at a reopening: missing less claimed is lost for good",
+                &["what"],
+            )?,
+            reopened_credits: make.counter(
+                "faregate_ledger_claimed_micro_total",
+                "Micro-credits that Redis lost and this replica charged again",
+            )?,
             sessions_fenced: make.counter("faregate_sessions_fenced_total", "Worker sessions fenced")?,
             holds_in_flight: make.gauge("faregate_holds_in_flight", "Holds of this replica")?,
             streams: make.gauge("faregate_streams", "Answers being streamed")?,

@@ -9,10 +9,12 @@ pub mod flush;
 pub mod fold;
 pub mod push;
 pub mod redis;
+pub mod reopen;
 pub mod source;
 
 pub use crate::ledger::log::{Entries, EventLog, LogError};
 pub use audit::{Auditor, RedisShards, Shards};
 pub use push::{PushError, Pusher};
-pub use redis::{RedisEvents, StoreEpochs};
+pub use redis::RedisEvents;
+pub use reopen::StoreEpochs;
 pub use source::StoreSource;

@@ -1,17 +1,15 @@
-//! The Redis ledger's side of the bridge: its event logs as one [`EventLog`], and its epochs in the store.
+//! The event logs of the Redis ledger as one [`EventLog`]. A log that lost entries is opened anew.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 
-use crate::ledger::LedgerError;
 use crate::ledger::log::{Entries, EventLog, LogError};
 use crate::ledger::redis::log::{self as redis_log, Log};
 use crate::ledger::redis::wire::decode::Entry;
-use crate::ledger::redis::{Epochs, Position, RedisLedger};
-use crate::store::{Cursor, SharedStore, StoreError};
+use crate::ledger::redis::{Position, RedisLedger};
+use crate::store::{Cursor, SharedStore};
 
 /// Entries in one reply of Redis: their size is known only once they are there.
 const READ_MAX: usize = 1_024;
@@ -21,6 +19,7 @@ const EVENTS_PER_ENTRY: usize = 32;
 /// The event logs of all shards.
 pub struct RedisEvents {
     shards: Vec<Mutex<Shard>>,
+    store: SharedStore,
 }
 
 struct Shard {
@@ -30,13 +29,27 @@ struct Shard {
 }
 
 impl RedisEvents {
-    pub fn new(ledger: &RedisLedger) -> RedisEvents {
-        RedisEvents { shards: (0..ledger.shards()).map(|shard| Shard::new(ledger.log(shard))).collect() }
+    pub fn new(ledger: &RedisLedger, store: SharedStore) -> RedisEvents {
+        RedisEvents { shards: (0..ledger.shards()).map(|shard| Shard::new(ledger.log(shard))).collect(), store }
     }
 
     fn shard(&self, shard: u32) -> Result<&Mutex<Shard>, LogError> {
         let log = self.shards.get(shard as usize);
         log.ok_or_else(|| LogError::Unavailable(format!("there is no shard {shard}")))
+    }
+
+    /// Opens the shard anew, if it is the log that lost entries: a cursor that another flusher moved is no loss.
+    async fn judge(&self, log: &mut Log, cursor: Cursor, error: redis_log::LogError) -> LogError {
+        if let redis_log::LogError::Lost(_) | redis_log::LogError::Hole { .. } = error
+            && let Ok(standing) = self.store.standing(log.shard()).await
+            && standing.cursor == cursor
+        {
+            let lost = Position { epoch: cursor.epoch, counter: cursor.counter };
+            if let Err(error) = log.reopen(lost).await {
+                tracing::warn!(shard = log.shard(), %error, "the shard could not be opened anew yet");
+            }
+        }
+        error.into()
     }
 }
 
@@ -54,17 +67,22 @@ impl EventLog for RedisEvents {
     async fn read(&self, shard: u32, cursor: Cursor, limit: usize, wait: Duration) -> Result<Entries, LogError> {
         let mut shard = self.shard(shard)?.lock().await;
         let after = Position { epoch: cursor.epoch, counter: cursor.counter };
-        let (mut read, mut more) = shard.read(after, limit).await?;
-        if read.is_empty() && !wait.is_zero() {
+        let mut read = shard.read(after, limit).await;
+        if read.as_ref().is_ok_and(|(entries, _)| entries.is_empty()) && !wait.is_zero() {
             tokio::time::sleep(wait).await;
-            (read, more) = shard.read(after, limit).await?;
+            read = shard.read(after, limit).await;
         }
+        let (read, more) = match read {
+            Ok(read) => read,
+            Err(error) => return Err(self.judge(&mut shard.log, cursor, error).await),
+        };
         let to = read.last().map_or(cursor.counter, |entry| entry.counter);
         // A page that is not full is all there is; only behind a full one the end must be asked for.
         let behind = if more { shard.log.position().await?.counter.saturating_sub(to) } else { 0 };
         let lag = read.first().map_or(Duration::ZERO, age);
         let mut entries = Entries { count: read.len(), to, lag, more: behind > 0, ..Entries::default() };
         for entry in read {
+            entries.mark = entry.mark;
             entries.sessions.push((entry.session.0, entry.number));
             entries.events.extend(entry.events);
         }
@@ -74,7 +92,11 @@ impl EventLog for RedisEvents {
 
     async fn acknowledge(&self, shard: u32, cursor: Cursor) -> Result<(), LogError> {
         let to = Position { epoch: cursor.epoch, counter: cursor.counter };
-        Ok(self.shard(shard)?.lock().await.log.flushed(to).await?)
+        let mut shard = self.shard(shard)?.lock().await;
+        match shard.log.flushed(to).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.judge(&mut shard.log, cursor, error).await),
+        }
     }
 }
 
@@ -84,7 +106,7 @@ impl Shard {
     }
 
     /// Entries with at most `limit` events, or a single one with more; and whether there may be more of them.
-    async fn read(&mut self, after: Position, limit: usize) -> Result<(Vec<Entry>, bool), LogError> {
+    async fn read(&mut self, after: Position, limit: usize) -> Result<(Vec<Entry>, bool), redis_log::LogError> {
         let asked = (limit / self.events_per_entry).clamp(1, READ_MAX);
         let mut read = self.log.read(after, asked).await?;
         let full = read.len() >= asked;
@@ -116,41 +138,4 @@ impl From<redis_log::LogError> for LogError {
             _ => LogError::Lost(error.to_string()),
         }
     }
-}
-
-/// Epochs as the store's cursors tell them.
-pub struct StoreEpochs {
-    store: SharedStore,
-}
-
-impl StoreEpochs {
-    pub fn new(store: SharedStore) -> Arc<StoreEpochs> {
-        Arc::new(StoreEpochs { store })
-    }
-}
-
-#[async_trait]
-impl Epochs for StoreEpochs {
-    async fn position(&self, shard: u32) -> Result<Position, LedgerError> {
-        self.store.cursor(shard).await.map(position).map_err(unavailable)
-    }
-
-    async fn raise(&self, shard: u32, from: Position) -> Result<Position, LedgerError> {
-        let from = Cursor { epoch: from.epoch, counter: from.counter };
-        match self.store.raise_epoch(shard, from).await {
-            Ok(cursor) => Ok(position(cursor)),
-            // Another replica was first.
-            Err(StoreError::CursorMoved) => self.position(shard).await,
-            Err(error) => Err(unavailable(error)),
-        }
-    }
-}
-
-fn position(cursor: Cursor) -> Position {
-    Position { epoch: cursor.epoch, counter: cursor.counter }
-}
-
-fn unavailable(error: StoreError) -> LedgerError {
-    tracing::warn!(%error, "the ledger's cursor could not be read or moved");
-    LedgerError::Unavailable
 }

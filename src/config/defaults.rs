@@ -56,6 +56,7 @@ impl Default for Ledger {
             max_batch: 128,
             max_queue: 16_384,
             max_backlog: 1_000_000,
+            max_unflushed: 100_000,
             park_after_ms: 600_000,
         }
     }

@@ -87,6 +87,8 @@ pub struct Ledger {
     pub max_queue: usize,
     /// Unflushed events past which new work is refused.
     pub max_backlog: u64,
+    /// Charges not yet in the store that a worker remembers, per shard, in case Redis loses them; beyond it new work is refused.
+    pub max_unflushed: usize,
     /// An account idle for so long is parked.
     pub park_after_ms: u64,
 }

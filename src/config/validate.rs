@@ -254,6 +254,7 @@ fn ledger(config: &Config, found: &mut Findings) {
     let queue = ledger.max_queue >= ledger.max_batch;
     found.check(queue, "ledger.max_queue", "must be at least ledger.max_batch");
     found.positive("ledger.max_backlog", ledger.max_backlog);
+    found.positive("ledger.max_unflushed", ledger.max_unflushed);
     let store = &config.store;
     found.positive("store.max_connections", store.max_connections);
     found.time("store.timeout_ms", store.timeout_ms);

@@ -23,6 +23,8 @@ pub struct Entries {
     pub count: usize,
     /// Number of the last; the cursor's own where there are none.
     pub to: u64,
+    /// The head of that entry, by which it is told from another history's (Redis only).
+    pub mark: Vec<u8>,
     /// In the order of the log.
     pub events: Vec<Event>,
     /// Last batch number of each session in these entries (Redis only).

@@ -163,7 +163,7 @@ impl Opening<'_> {
         let epochs = StoreEpochs::new(self.store.clone());
         let opened = RedisLedger::open(&self.config.ledger, source, epochs, self.metrics.clone()).await;
         let ledger = opened.map_err(|error| Failure::new(Exit::Unavailable, error.to_string()))?;
-        self.flush(RedisEvents::new(&ledger));
+        self.flush(RedisEvents::new(&ledger, self.store.clone()));
         self.sessions.spawn("sweeper", ledger.clone().run_sweeper(self.sessions.stop.clone()));
         let shards: Arc<dyn Shards> = Arc::new(RedisShards::new(&ledger));
         Ok((ledger, Some(shards)))

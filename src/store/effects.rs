@@ -130,13 +130,26 @@ impl Rows {
         if event.change > 0 {
             self.apply_changes(event, &mut lapsing, letters);
         }
+        // Debt that was paid already is not paid twice: what was taken for it stays where it was.
+        let overpaid = -(i128::from(self.debt) + i128::from(event.debt_delta)).min(0);
+        let mut kept = i64::try_from(overpaid).unwrap_or(i64::MAX);
+        let (mut short, mut spared) = (0, 0);
         for delta in &event.deltas {
-            self.shift(*delta, event, letters);
+            let back = kept.min(delta.micro.saturating_neg().max(0));
+            kept -= back;
+            spared += i128::from(back);
+            short += self.shift(Delta { micro: delta.micro.saturating_add(back), ..*delta }, event, letters);
             self.lapse(*delta, event.at, &mut lapsing);
         }
-        self.add_debt(i128::from(event.debt_delta), event, letters);
+        if spared > 0 {
+            letters.push(Letter::new(event, Reason::Misfit, format!("{spared} of the debt were paid before")));
+        }
+        // What was to be written off and is gone is owed by nobody; what was used and could not be paid is.
+        let gone = short.min(i128::from(event.written_off.micro()));
+        self.add_debt(i128::from(event.debt_delta) + spared + short - gone, event, letters);
         self.charged = self.charged.saturating_add(event.charged.micro());
-        self.written_off = self.written_off.saturating_add(event.written_off.micro());
+        let written_off = i64::try_from(i128::from(event.written_off.micro()) - gone).unwrap_or(0);
+        self.written_off = self.written_off.saturating_add(written_off);
         self.forfeited = self.forfeited.saturating_add(event.forfeited.micro());
         true
     }
@@ -205,11 +218,11 @@ impl Rows {
         }
     }
 
-    fn shift(&mut self, delta: Delta, event: &Event, letters: &mut Vec<Letter>) {
+    /// Answers what the grant could not give. What it could not take in is not given to anyone.
+    fn shift(&mut self, delta: Delta, event: &Event, letters: &mut Vec<Letter>) -> i128 {
         let Some(grant) = self.grant(delta.grant) else {
             letters.push(Letter::new(event, Reason::UnknownGrant, format!("grant {}", delta.grant.0)));
-            self.add_debt(-i128::from(delta.micro.min(0)), event, letters);
-            return;
+            return -i128::from(delta.micro.min(0));
         };
         let wanted = i128::from(grant.remaining) + i128::from(delta.micro);
         let fits = wanted.clamp(0, i128::from(grant.amount));
@@ -221,9 +234,8 @@ impl Rows {
         if wanted != fits {
             let detail = format!("grant {} would stand at {wanted}", delta.grant.0);
             letters.push(Letter::new(event, Reason::Misfit, detail));
-            // What the grant could not pay is owed. What it could not take in is not given.
-            self.add_debt(-wanted.min(0), event, letters);
         }
+        -wanted.min(0)
     }
 
     fn add_debt(&mut self, micro: i128, event: &Event, letters: &mut Vec<Letter>) {
@@ -343,6 +355,28 @@ mod tests {
         assert_eq!((rows.balance, rows.debt, rows.grants[0].remaining), (0, 20, 0));
         assert_eq!(letters.len(), 1);
         assert_eq!(letters[0].reason, Reason::Misfit);
+    }
+
+    /// Of two histories, each wrote the same expired grant off, and paid the same debt: once is enough, and nobody owes
+    /// anything for it.
+    #[test]
+    fn what_was_written_off_or_paid_before_becomes_no_debt() {
+        let (mut rows, mut letters) = (rows(30), Vec::new());
+        rows.debt = 5;
+        let adds_up = |rows: &Rows| rows.balance - rows.debt + rows.charged + rows.written_off;
+        let before = adds_up(&rows);
+        let micro = |micro| Credits::from_micro(micro).unwrap();
+        let written_off = Event { written_off: micro(20), ..event(1, &[(1, -20)], 0) };
+        rows.apply(&written_off, &mut letters);
+        rows.apply(&Event { seq: 2, ..written_off }, &mut letters);
+        assert_eq!((rows.balance, rows.debt, rows.written_off, adds_up(&rows)), (0, 5, 30, before));
+        rows.grants[0].remaining = 50;
+        rows.balance = 50;
+        rows.apply(&event(3, &[(1, -5)], -5), &mut letters);
+        rows.apply(&event(4, &[(1, -5)], -5), &mut letters);
+        assert_eq!((rows.balance, rows.debt, adds_up(&rows)), (45, 0, before + 50));
+        rows.apply(&Event { charged: micro(60), ..event(5, &[(1, -60)], 0) }, &mut letters);
+        assert_eq!((rows.balance, rows.debt, adds_up(&rows)), (0, 15, before + 50), "what was used is owed");
     }
 
     #[test]

@@ -9,6 +9,7 @@ type Step = (&'static str, &'static str);
 pub(super) const SQLITE: &[Step] = &[
     ("V1__foundation", include_str!("../../migrations/sqlite/V1__foundation.sql")),
     ("V2__journal", include_str!("../../migrations/sqlite/V2__journal.sql")),
+    ("V3__reopenings", include_str!("../../migrations/sqlite/V3__reopenings.sql")),
     ("V4__retention", include_str!("../../migrations/sqlite/V4__retention.sql")),
     ("V5__books", include_str!("../../migrations/sqlite/V5__books.sql")),
     ("V6__billing", include_str!("../../migrations/sqlite/V6__billing.sql")),
@@ -16,6 +17,7 @@ pub(super) const SQLITE: &[Step] = &[
 
 pub(super) const POSTGRES: &[Step] = &[
     ("V1__foundation", include_str!("../../migrations/postgres/V1__foundation.sql")),
+    ("V3__reopenings", include_str!("../../migrations/postgres/V3__reopenings.sql")),
     ("V4__retention", include_str!("../../migrations/postgres/V4__retention.sql")),
     ("V5__books", include_str!("../../migrations/postgres/V5__books.sql")),
     ("V6__billing", include_str!("../../migrations/postgres/V6__billing.sql")),

@@ -11,6 +11,7 @@ pub mod letters;
 mod mend;
 mod migrations;
 pub mod postgres;
+pub mod reopenings;
 pub mod sqlite;
 pub mod upkeep;
 
@@ -29,6 +30,7 @@ use crate::ledger::{AccountId, AccountState, Change, Event, GrantId, GrantKind, 
 use crate::usage::Usage;
 pub use books::Books;
 pub use letters::DeadLetters;
+pub use reopenings::Reopenings;
 pub use upkeep::{Retention, Upkeep};
 
 pub type SharedStore = Arc<dyn Store>;
@@ -215,6 +217,8 @@ pub struct FlushBatch {
     pub from: Cursor,
     /// The counter of the last entry here; the cursor stands there afterwards.
     pub to: u64,
+    /// The head of that entry (Redis only; else empty).
+    pub mark: Vec<u8>,
     /// In the order of the log.
     pub events: Vec<Event>,
     /// Last batch number of each session in these entries (Redis only).
@@ -248,7 +252,7 @@ pub enum Idempotent {
 }
 
 #[async_trait]
-pub trait Store: Books + billing::BillingStore + DeadLetters + Upkeep + Send + Sync + 'static {
+pub trait Store: Books + Reopenings + billing::BillingStore + DeadLetters + Upkeep + Send + Sync + 'static {
     /// Brings the schema up to date; forward only. Answers how many migrations ran. `Schema` when the store has
     /// migrations that this program does not know.
     async fn migrate(&self) -> StoreResult<usize>;

@@ -10,6 +10,7 @@ mod ledger_props;
 mod metering;
 mod protocol;
 mod proxy;
+mod recovery;
 mod redis_ledger;
 mod smoke;
 mod store;

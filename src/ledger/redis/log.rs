@@ -8,11 +8,13 @@ use redis::{Cmd, Value};
 
 use super::connection::{CallError, Link};
 use super::wire::decode::{self, Entry};
-use super::wire::{Keyspace, encode};
+use super::wire::{Keyspace, Writer};
 use super::{Core, Position, script};
 
 /// Entries stay for so long after they were flushed.
 const TRIM_BEHIND: Duration = Duration::from_secs(60);
+/// Entries of an earlier page whose marks are remembered.
+const PAGE_KEPT: usize = 2_048;
 /// Flush marks remembered, so that what to trim is known.
 const MARKS_MAX: usize = 128;
 
@@ -37,6 +39,8 @@ pub struct Log {
     shard: u32,
     link: Link,
     marks: Marks,
+    /// Where entries end that were read lately, and how those begin.
+    read: (u64, Vec<(u64, Vec<u8>)>),
 }
 
 /// When the log was flushed how far, so that what to trim is known.
@@ -50,7 +54,7 @@ struct Marks {
 impl Log {
     pub(crate) fn new(core: Arc<Core>, shard: u32) -> Log {
         let link = core.link();
-        Log { core, shard, link, marks: Marks::default() }
+        Log { core, shard, link, marks: Marks::default(), read: (0, Vec::new()) }
     }
 
     pub fn shard(&self) -> u32 {
@@ -64,12 +68,40 @@ impl Log {
             .map_err(|error| LogError::Unavailable(error.to_string()))
     }
 
+    /// How the entry at a cursor of the store begins: as it was read here, or as the store has it. Empty at the beginning
+    /// of an epoch, and where it is not known.
+    async fn mark_at(&self, at: Position) -> Result<Vec<u8>, LogError> {
+        if at.counter == 0 {
+            return Ok(Vec::new());
+        }
+        let (epoch, read) = &self.read;
+        if let Some((_, mark)) = read.iter().find(|(counter, _)| *counter == at.counter).filter(|_| *epoch == at.epoch)
+        {
+            return Ok(mark.clone());
+        }
+        let store = self.core.epochs.standing(self.shard).await;
+        let store = store.map_err(|error| LogError::Unavailable(error.to_string()))?;
+        if store.at != at || store.reopening {
+            return Err(LogError::Unavailable("the store's cursor moved on".to_owned()));
+        }
+        Ok(store.mark)
+    }
+
+    /// Opens the shard anew, which lost what came up to `at`. Answers where it then stands.
+    pub async fn reopen(&mut self, at: Position) -> Result<Position, LogError> {
+        super::reopen::reopen(&self.core, &mut self.link, self.shard, Some(at.epoch))
+            .await
+            .map_err(|error| LogError::Unavailable(error.to_string()))
+    }
+
     /// The entries after `after`, in order, at most `limit`; none when there are no more.
     pub async fn read(&mut self, after: Position, limit: usize) -> Result<Vec<Entry>, LogError> {
         let keys = Keyspace::new(self.shard, after.epoch);
+        let mark = self.mark_at(after).await?;
         let mut command = Cmd::new();
-        command.arg("XRANGE").arg(keys.events()).arg(format!("({}-0", after.counter)).arg("+");
-        command.arg("COUNT").arg(limit.max(1));
+        // From the entry at the cursor on: another one there is of another history.
+        command.arg("XRANGE").arg(keys.events()).arg(format!("{}-0", after.counter)).arg("+");
+        command.arg("COUNT").arg(limit.max(1) + usize::from(after.counter > 0));
         let value = match self.link.send(&command).await {
             Err(CallError::Broken(_)) => self.link.send(&command).await,
             value => value,
@@ -77,13 +109,26 @@ impl Log {
         let Value::Array(rows) = value.map_err(|error| LogError::Unavailable(error.to_string()))? else {
             return Err(LogError::Unavailable("an unexpected answer".to_owned()));
         };
+        let rows = match rows.split_first() {
+            Some((first, rest)) if after.counter > 0 => {
+                let known = parts(first).is_some_and(|(counter, bytes, _)| {
+                    counter == after.counter && bytes.get(..mark.len()) == Some(mark.as_slice())
+                });
+                if !known {
+                    return Err(LogError::Lost(self.position().await?));
+                }
+                rest
+            }
+            None if after.counter > 0 => return Err(LogError::Lost(self.position().await?)),
+            _ => &rows,
+        };
         if rows.is_empty() {
             let now = self.position().await?;
             let stands = now.epoch == after.epoch && now.counter >= after.counter;
             return if stands { Ok(Vec::new()) } else { Err(LogError::Lost(now)) };
         }
         let mut entries: Vec<Entry> = Vec::with_capacity(rows.len());
-        for row in &rows {
+        for row in rows {
             let expected = after.counter + 1 + entries.len() as u64;
             let (counter, events, details) =
                 parts(row).ok_or(LogError::Malformed { counter: expected, reason: "its form" })?;
@@ -93,6 +138,14 @@ impl Log {
             let entry = decode::entry(counter, events, details);
             entries.push(entry.map_err(|error| LogError::Malformed { counter, reason: error.0 })?);
         }
+        let read = entries.iter().map(|entry| (entry.counter, entry.mark.clone()));
+        // The page before as well: what is read ahead may have to be read again.
+        let before = std::mem::take(&mut self.read);
+        let before = before.1.into_iter().filter(|(counter, _)| before.0 == after.epoch && *counter < after.counter);
+        let before: Vec<_> = before.collect();
+        let recent = before.len().saturating_sub(PAGE_KEPT);
+        let page = std::iter::once((after.counter, mark)).chain(read);
+        self.read = (after.epoch, before.into_iter().skip(recent).chain(page).collect());
         Ok(entries)
     }
 
@@ -101,13 +154,16 @@ impl Log {
         let trim = self.marks.note(to, Instant::now());
         let keys = Keyspace::new(self.shard, to.epoch);
         let (meta, events) = (keys.meta(), keys.events());
-        let argument = encode::numbers(&[to.epoch, to.counter, trim]);
-        let command = script::FLUSHED.command([meta.as_str(), events.as_str()].into_iter(), &argument);
-        self.link
-            .call(&script::FLUSHED, &command)
-            .await
-            .map(drop)
-            .map_err(|error| LogError::Unavailable(error.to_string()))
+        let mut argument = Writer::default();
+        argument.array(4);
+        [to.epoch, to.counter, trim].into_iter().for_each(|number| argument.uint(number));
+        argument.bytes(&self.mark_at(to).await?);
+        let command = script::FLUSHED.command([meta.as_str(), events.as_str()].into_iter(), &argument.0);
+        let answer = self.link.call(&script::FLUSHED, &command).await;
+        match answer.map_err(|error| LogError::Unavailable(error.to_string()))? {
+            Value::Int(-1) => Err(LogError::Lost(self.position().await?)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -135,7 +191,7 @@ impl Marks {
 }
 
 /// `[id, [b, events, d, details]]`, the details only where there are some.
-fn parts(row: &Value) -> Option<(u64, &[u8], &[u8])> {
+pub(super) fn parts(row: &Value) -> Option<(u64, &[u8], &[u8])> {
     let Value::Array(row) = row else { return None };
     let [Value::BulkString(id), Value::Array(fields)] = row.as_slice() else { return None };
     let (events, details): (_, &[u8]) = match fields.as_slice() {

@@ -1,69 +1,92 @@
-//! The beginning of a shard: its meta key, and the epoch that it stands in.
+//! The meta key of a shard: the epoch that it stands in, how far its log goes, whether it is closed.
 
 use super::connection::{CallError, Link};
 use super::wire::{Keyspace, decode, encode};
-use super::{Core, Position, script};
+use super::{Core, Position, reopen, script};
 use crate::ledger::LedgerError;
 
-/// Epochs tried where one was used before.
-const ATTEMPTS: u32 = 4;
-
-/// How far the shard's events are in the store, as the store's flusher told it: never beyond the store's own cursor.
-pub(crate) async fn flushed(link: &mut Link, shard: u32) -> Result<u64, LedgerError> {
-    match ask(link, shard, 0, false).await? {
-        Answer::Stands(_, flushed) => Ok(flushed),
-        Answer::Missing | Answer::Used => Ok(0),
-    }
-}
-
-/// Where the shard stands. One without meta begins anew, in the epoch of the store's cursor, or in the next one where
-/// that was used.
-pub(crate) async fn find_or_make(core: &Core, link: &mut Link, shard: u32) -> Result<Position, LedgerError> {
-    if let Answer::Stands(position, _) = ask(link, shard, 0, false).await? {
-        return Ok(position);
-    }
-    let mut store = core.epochs.position(shard).await?;
-    for _ in 0..ATTEMPTS {
-        // A cursor at 0 stands at the beginning of an epoch that nobody wrote to: whoever comes first may use it.
-        if store.counter > 0 {
-            store = core.epochs.raise(shard, store).await?;
-        }
-        match ask(link, shard, store.epoch, true).await? {
-            Answer::Stands(position, _) => {
-                tracing::warn!(shard, epoch = position.epoch, "the ledger in Redis begins anew");
-                return Ok(position);
-            }
-            Answer::Used | Answer::Missing => store = core.epochs.raise(shard, store).await?,
-        }
-    }
-    Err(LedgerError::Unavailable)
-}
-
-enum Answer {
-    /// With the last entry that was flushed.
-    Stands(Position, u64),
+/// How a shard stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Meta {
+    /// `flushed`: the last entry that is in the store, as the store's flusher told it; never beyond the store's cursor.
+    Open {
+        at: Position,
+        flushed: u64,
+    },
+    /// It is being reopened: nothing applies.
+    Closed(Position),
     Missing,
-    /// The epoch has events already.
+    /// There is none, and its epoch has events already.
     Used,
 }
 
-async fn ask(link: &mut Link, shard: u32, epoch: u64, make: bool) -> Result<Answer, LedgerError> {
+/// Where the shard stands. One that lost its data is opened anew first.
+pub(crate) async fn find_or_make(core: &Core, link: &mut Link, shard: u32) -> Result<Position, LedgerError> {
+    match look(link, shard).await? {
+        Meta::Open { at, .. } => Ok(at),
+        Meta::Closed(_) | Meta::Missing | Meta::Used => reopen::reopen(core, link, shard, None).await,
+    }
+}
+
+pub(crate) async fn look(link: &mut Link, shard: u32) -> Result<Meta, LedgerError> {
+    ask(link, shard, 0, false).await
+}
+
+/// Makes a shard that is missing, at the beginning of an epoch that nobody wrote to.
+pub(super) async fn make(link: &mut Link, shard: u32, epoch: u64) -> Result<Meta, LedgerError> {
+    ask(link, shard, epoch, true).await
+}
+
+async fn ask(link: &mut Link, shard: u32, epoch: u64, make: bool) -> Result<Meta, LedgerError> {
     let keys = Keyspace::new(shard, epoch);
     let (meta, events) = (keys.meta(), keys.events());
     let argument = encode::numbers(&[epoch, u64::from(make)]);
     let command = script::OPEN.command([meta.as_str(), events.as_str()].into_iter(), &argument);
-    let answer = match link.call_bytes(&script::OPEN, &command).await {
-        Err(CallError::Broken(_)) => link.call_bytes(&script::OPEN, &command).await,
+    let [epoch, counter, flushed, closed] = numbers(link, shard, &script::OPEN, &command).await?;
+    Ok(match position(epoch, counter) {
+        Some(at) if closed == 1 => Meta::Closed(at),
+        Some(at) => Meta::Open { at, flushed: u64::try_from(flushed).unwrap_or(0) },
+        None if epoch == -1 => Meta::Missing,
+        None => Meta::Used,
+    })
+}
+
+/// Closes the shard in `epoch`, unless it stands in a later one. Answers how it stood before; `None`: there was none.
+pub(super) async fn close(link: &mut Link, shard: u32, epoch: u64) -> Result<Option<Position>, LedgerError> {
+    change(link, shard, epoch, true).await.map(|(before, _)| before)
+}
+
+/// Opens a shard in `epoch` that is closed in the one before. Answers where it stands if it is open now.
+pub(super) async fn open(link: &mut Link, shard: u32, epoch: u64) -> Result<Option<Position>, LedgerError> {
+    change(link, shard, epoch, false).await.map(|(now, closed)| now.filter(|_| !closed))
+}
+
+async fn change(link: &mut Link, shard: u32, epoch: u64, close: bool) -> Result<(Option<Position>, bool), LedgerError> {
+    let meta = Keyspace::new(shard, epoch).meta();
+    let argument = encode::numbers(&[epoch, u64::from(close)]);
+    let command = script::REOPEN.command([meta.as_str()].into_iter(), &argument);
+    let [epoch, counter, closed] = numbers(link, shard, &script::REOPEN, &command).await?;
+    Ok((position(epoch, counter), closed == 1))
+}
+
+/// Asked again where the connection broke: each of these scripts may run twice.
+async fn numbers<const N: usize>(
+    link: &mut Link,
+    shard: u32,
+    script: &script::Script,
+    command: &redis::Cmd,
+) -> Result<[i64; N], LedgerError> {
+    let answer = match link.call_bytes(script, command).await {
+        Err(CallError::Broken(_)) => link.call_bytes(script, command).await,
         answer => answer,
     };
     let bytes = answer.map_err(|error| {
         tracing::warn!(shard, %error, "the ledger's meta cannot be read");
         LedgerError::Unavailable
     })?;
-    let [epoch, counter, flushed, _made] = decode::numbers::<4>(&bytes).map_err(|_| LedgerError::Unavailable)?;
-    Ok(match (u64::try_from(epoch), u64::try_from(counter)) {
-        (Ok(epoch), Ok(counter)) => Answer::Stands(Position { epoch, counter }, u64::try_from(flushed).unwrap_or(0)),
-        _ if epoch == -1 => Answer::Missing,
-        _ => Answer::Used,
-    })
+    decode::numbers::<N>(&bytes).map_err(|_| LedgerError::Unavailable)
+}
+
+fn position(epoch: i64, counter: i64) -> Option<Position> {
+    Some(Position { epoch: u64::try_from(epoch).ok()?, counter: u64::try_from(counter).ok()? })
 }

@@ -7,6 +7,8 @@
 pub mod connection;
 pub mod log;
 pub mod meta;
+pub mod reopen;
+mod ring;
 pub mod script;
 pub mod session;
 pub mod sweeper;
@@ -25,20 +27,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::connection::{CallError, Connector, Link};
+use self::meta::Meta;
 use self::queue::Queue;
+pub use self::reopen::{Epochs, Standing};
 use super::counters::Counters;
 use super::{AccountId, AccountSource, Connect, Ledger, LedgerError, Op, Reply, SessionId, SharedLedger, Status};
 use crate::config;
 use crate::telemetry::Metrics;
-
-/// Where the store's cursor of a shard stands, and how a new epoch begins. The bridge implements it over the store.
-#[async_trait::async_trait]
-pub trait Epochs: Send + Sync + 'static {
-    async fn position(&self, shard: u32) -> Result<Position, LedgerError>;
-
-    /// Begins a new epoch, if the cursor still stands at `from`; answers where it stands then.
-    async fn raise(&self, shard: u32, from: Position) -> Result<Position, LedgerError>;
-}
 
 /// A place in a shard's event log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -62,8 +57,8 @@ pub enum OpenError {
     #[error("the ledger was created with {created} shards, ledger.shards is {set}")]
     Shards { created: u32, set: u32 },
     #[error(
-        "shard {shard} in Redis is at epoch {} entry {}, the store at epoch {} entry {}: they do not belong together, or Redis lost data. \
-         Remove the fg:* keys from Redis to begin a new epoch from the store", redis.epoch, redis.counter, store.epoch, store.counter
+        "shard {shard} in Redis is at epoch {} entry {}, the store at epoch {} entry {}: they do not belong together, or the store was \
+         restored from an old backup. Remove the fg:* keys from Redis to begin anew from the store", redis.epoch, redis.counter, store.epoch, store.counter
     )]
     Mismatch { shard: u32, redis: Position, store: Position },
     #[error(transparent)]
@@ -87,6 +82,29 @@ pub(crate) struct Core {
     pub(crate) shards: u32,
     /// Redis's memory is nearly full; set by the sweeper.
     pub(crate) memory_full: AtomicBool,
+    states: Vec<ShardState>,
+}
+
+/// What this process knows of a shard.
+#[derive(Debug, Default)]
+pub(crate) struct ShardState {
+    /// The last entry that anybody here was told of.
+    seen: parking_lot::Mutex<Position>,
+    /// Held while it is opened anew.
+    pub(crate) reopening: tokio::sync::Mutex<()>,
+}
+
+impl ShardState {
+    pub(crate) fn note(&self, at: Position) {
+        let mut seen = self.seen.lock();
+        *seen = (*seen).max(at);
+    }
+
+    /// The last entry of that epoch; 0 where none is known.
+    pub(crate) fn seen(&self, epoch: u64) -> u64 {
+        let seen = self.seen.lock();
+        if seen.epoch == epoch { seen.counter } else { 0 }
+    }
 }
 
 impl std::fmt::Debug for Core {
@@ -123,17 +141,10 @@ impl RedisLedger {
             metrics,
             shards,
             memory_full: AtomicBool::new(false),
+            states: (0..shards).map(|_| ShardState::default()).collect(),
         });
         for shard in 0..shards {
-            meta::find_or_make(&core, &mut link, shard).await?;
-            // In this order, since other replicas go on writing meanwhile: what is flushed is in the store that it was
-            // flushed to, and what the store has stands in the log.
-            let flushed = meta::flushed(&mut link, shard).await?;
-            let store = core.epochs.position(shard).await?;
-            let found = meta::find_or_make(&core, &mut link, shard).await?;
-            if found.epoch != store.epoch || found.counter < store.counter || flushed > store.counter {
-                return Err(OpenError::Mismatch { shard, redis: found, store });
-            }
+            core.join(&mut link, shard).await?;
         }
         Ok(Arc::new(RedisLedger { core }))
     }
@@ -259,6 +270,34 @@ fn unreachable_server(error: CallError) -> OpenError {
 }
 
 impl Core {
+    /// Finds or makes a shard. One that is behind the store lost its data, and is opened anew.
+    async fn join(&self, link: &mut Link, shard: u32) -> Result<(), OpenError> {
+        // In this order, since other replicas go on writing meanwhile: what is flushed is in the store that it was flushed
+        // to, and what the store has stands in the log.
+        let before = meta::look(link, shard).await?;
+        let store = self.epochs.standing(shard).await?.at;
+        if let Meta::Open { at, flushed } = before {
+            let (same, flushed) = (at.epoch == store.epoch, Position { epoch: at.epoch, counter: flushed });
+            if at.epoch > store.epoch || (same && flushed > store) {
+                let store_again = self.epochs.standing(shard).await?.at;
+                // Between two looks others may have opened it anew.
+                if store_again < flushed || at.epoch > store_again.epoch {
+                    return Err(OpenError::Mismatch { shard, redis: at, store });
+                }
+            }
+        }
+        let found = meta::find_or_make(self, link, shard).await?;
+        if found < store {
+            reopen::reopen(self, link, shard, Some(store.epoch)).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn state(&self, shard: u32) -> &ShardState {
+        static NONE: std::sync::LazyLock<ShardState> = std::sync::LazyLock::new(ShardState::default);
+        self.states.get(shard as usize).unwrap_or(&NONE)
+    }
+
     pub(crate) fn link(&self) -> Link {
         self.connector.link(self.metrics.ledger_reconnects.clone())
     }

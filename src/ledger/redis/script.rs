@@ -29,6 +29,8 @@ pub static ABANDON: LazyLock<Script> =
     LazyLock::new(|| Script::new(&[ACCOUNT, MISHAPS, include_str!("../../../lua/abandon.lua")]));
 /// Finds or makes a shard's meta.
 pub static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(&[include_str!("../../../lua/open.lua")]));
+/// Closes a shard, or opens it in the next epoch.
+pub static REOPEN: LazyLock<Script> = LazyLock::new(|| Script::new(&[include_str!("../../../lua/reopen.lua")]));
 /// Notes what is flushed, and trims.
 pub static FLUSHED: LazyLock<Script> = LazyLock::new(|| Script::new(&[include_str!("../../../lua/flushed.lua")]));
 
@@ -123,7 +125,7 @@ mod tests {
 
     #[test]
     fn no_constant_of_the_scripts_is_left() {
-        for script in [&BATCH, &ABANDON, &FENCE, &OPEN, &FLUSHED] {
+        for script in [&BATCH, &ABANDON, &FENCE, &OPEN, &REOPEN, &FLUSHED] {
             let leftover = ["LIMIT", "G_REMAINING", "E_DELTAS", "RESERVED", "FIRST_KEY", "META_VERSION"];
             for line in script.body.lines().filter(|line| !line.trim_start().starts_with("--")) {
                 assert!(

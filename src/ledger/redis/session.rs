@@ -12,12 +12,13 @@ use tokio_util::task::TaskTracker;
 use super::connection::{Backoff, CallError, Link};
 use super::loading::Loading;
 use super::queue::{Item, Pending, Queue, To};
+use super::ring::{Charged, Ring};
 use super::wire::decode::{self, BatchReply};
 use super::wire::encode::{Header, Packed};
 use super::wire::{Keyspace, Malformed};
-use super::{Core, meta, new_session, script, sweeper};
+use super::{Core, Position, meta, new_session, reopen, script, sweeper};
 use crate::credits::Credits;
-use crate::ledger::{Act, Answer, LedgerError, SessionId};
+use crate::ledger::{Act, Answer, LedgerError, Op, SessionId};
 
 /// After the stop, how long what was submitted may still take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
@@ -34,6 +35,7 @@ pub(crate) async fn run(core: Arc<Core>, shard: u32, queue: Arc<Queue>, tasks: T
         batch: Vec::new(),
         packed: Packed::default(),
         ready: VecDeque::new(),
+        ring: Ring::default(),
         loading,
         backoff: Backoff::default(),
         core,
@@ -66,6 +68,8 @@ struct Session {
     packed: Packed,
     /// To be sent before anything in the queue.
     ready: VecDeque<Item>,
+    /// What was charged and is not in the store yet.
+    ring: Ring,
     loading: Loading,
     backoff: Backoff,
 }
@@ -99,6 +103,8 @@ impl Session {
     async fn open(&mut self) {
         loop {
             match meta::find_or_make(&self.core, &mut self.link, self.shard).await {
+                // Rolled back to before it was opened anew.
+                Ok(position) if position.epoch < self.keys.epoch => self.reopen(self.keys.epoch).await,
                 Ok(position) => {
                     self.keys = Keyspace::new(self.shard, position.epoch);
                     self.id = new_session();
@@ -164,42 +170,129 @@ impl Session {
             session: self.id,
             number: self.number + 1,
             max_backlog: self.core.settings.max_backlog,
-            memory_full: self.core.is_memory_full(),
+            memory_full: self.core.is_memory_full() || self.is_ring_full(),
+            seen: self.core.state(self.shard).seen(self.keys.epoch),
         };
         self.packed.pack(&self.keys, header, self.batch.iter().map(|pending| &pending.op));
         let command = self.packed.command();
         let reply = self.send(&command).await;
         self.backoff.reset();
         match reply {
-            BatchReply::Applied { backlogged, answers, .. } => {
+            BatchReply::Applied { backlogged, answers, counter, flushed, .. } => {
                 self.number += 1;
-                self.queue.acknowledged(backlogged);
+                self.core.state(self.shard).note(Position { epoch: self.keys.epoch, counter });
                 self.core.metrics.ledger_batch_size.observe(answers.len() as f64);
-                self.hand_out(answers);
+                let charges = self.hand_out(answers);
+                self.ring.keep(self.id, self.number, counter, charges);
+                self.ring.flushed(flushed);
+                self.queue.acknowledged(backlogged || self.is_ring_full());
             }
             BatchReply::Fenced => {
                 tracing::warn!(shard = self.shard, session = self.id.0, "fenced: this worker stood still for too long");
-                self.begin_again().await;
+                if self.is_stored().await {
+                    self.recover().await;
+                } else {
+                    self.open().await;
+                    self.resend_batch();
+                }
             }
             BatchReply::Lost { reason } => {
                 tracing::error!(
                     shard = self.shard,
                     session = self.id.0,
                     reason,
-                    "the ledger lost what it had acknowledged"
+                    "this session does not go on: the ledger lost what it had acknowledged, or is being opened anew"
                 );
-                sleep(self.backoff.pause()).await;
-                self.begin_again().await;
+                self.recover().await;
             }
         }
     }
 
     /// The batch was not applied: its operations go first in the new session.
-    async fn begin_again(&mut self) {
+    fn resend_batch(&mut self) {
         for pending in self.batch.drain(..).rev() {
             self.ready.push_front(Item::Op(pending));
         }
-        self.open().await;
+    }
+
+    async fn reopen(&mut self, lost: u64) {
+        if reopen::reopen(&self.core, &mut self.link, self.shard, Some(lost)).await.is_err() {
+            sleep(self.backoff.pause()).await;
+        }
+    }
+
+    /// Begins again in the shard's next epoch, with what the store does not have of this session and those before it.
+    async fn recover(&mut self) {
+        let (session, number, epoch) = (self.id, self.number, self.keys.epoch);
+        while self.keys.epoch <= epoch {
+            self.reopen(epoch).await;
+            self.open().await;
+        }
+        let mut sessions = self.ring.sessions();
+        sessions.push(session);
+        // From here on they stand still: no flush of an earlier epoch succeeds any more.
+        let numbers = loop {
+            match self.core.epochs.numbers(self.shard, &sessions).await {
+                Ok(numbers) => break numbers,
+                Err(_) => sleep(self.backoff.pause()).await,
+            }
+        };
+        let stored = |id| sessions.iter().zip(&numbers).find(|(session, _)| **session == id).map_or(0, |(_, it)| *it);
+        let (charges, batches) = self.ring.recover(stored);
+        let micro = charges.iter().fold(Credits::ZERO, |sum, charge| sum.saturating_add(charge.actual));
+        let metrics = &self.core.metrics;
+        metrics.reopened_entries.with_label_values(&["claimed"]).inc_by(batches);
+        metrics.reopened_credits.inc_by(micro.micro().unsigned_abs());
+        if !charges.is_empty() {
+            tracing::warn!(
+                shard = self.shard,
+                session = session.0,
+                charges = charges.len(),
+                credits = %micro,
+                "charged again: Redis had acknowledged these and lost them before they were in the store"
+            );
+        }
+        if stored(session) > number {
+            // Its reply was lost, and it took effect.
+            let batch: Vec<Pending> = self.batch.drain(..).collect();
+            self.batch = batch.into_iter().filter_map(|pending| self.took_effect(pending)).collect();
+        }
+        self.resend_batch();
+        for charge in charges.into_iter().rev() {
+            self.ready.push_front(Item::Op(Pending { op: charge.op(), to: To::Nobody, reloaded: true }));
+        }
+    }
+
+    /// An operation whose batch is in the store. Answers it where it is still to be done: what a batch holds ended with
+    /// its epoch, and what only asks may ask again.
+    fn took_effect(&self, pending: Pending) -> Option<Pending> {
+        let answer = match &pending.op.act {
+            Act::Settle { actual, .. } | Act::Charge { actual, must: true, .. } => {
+                Ok(Answer::Settled { charged: *actual, available: Credits::ZERO })
+            }
+            // Charged or refused: the store does not tell. Nobody may take it for either.
+            Act::Charge { .. } | Act::SettleHold { .. } => Err(LedgerError::Unavailable),
+            _ => return Some(pending),
+        };
+        if let Ok(answer) = &answer {
+            self.core.counters.count(&pending.op.act, answer);
+        }
+        pending.answer(answer)
+    }
+
+    fn is_ring_full(&self) -> bool {
+        self.ring.len() >= self.core.settings.max_unflushed
+    }
+
+    /// Whether the batch under way is in the store. The ledger says of a fenced session's that it was not applied: it may have
+    /// been, in a history that was lost since.
+    async fn is_stored(&mut self) -> bool {
+        loop {
+            match self.core.epochs.numbers(self.shard, &[self.id]).await {
+                Ok(numbers) => return numbers.first().is_some_and(|number| *number > self.number),
+                Err(_) => sleep(self.backoff.pause()).await,
+            }
+        }
     }
 
     /// The same bytes, until there is an answer.
@@ -234,7 +327,9 @@ impl Session {
         decode::batch(bytes, self.id, self.batch.iter().map(|pending| &pending.op))
     }
 
-    fn hand_out(&mut self, answers: Vec<Answer>) {
+    /// Answers what was charged.
+    fn hand_out(&mut self, answers: Vec<Answer>) -> Vec<Charged> {
+        let mut charges = Vec::new();
         let mut batch = std::mem::take(&mut self.batch);
         for (mut pending, answer) in batch.drain(..).zip(answers) {
             if matches!(pending.to, To::Loading) {
@@ -272,10 +367,14 @@ impl Session {
                 );
             }
             self.core.counters.count(&pending.op.act, &answer);
+            if let Answer::Settled { charged, .. } = &answer {
+                charges.extend(charged_by(&mut pending.op, *charged));
+            }
             let back = pending.answer(Ok(answer));
             self.ready.extend(back.map(Item::Op));
         }
         self.batch = batch;
+        charges
     }
 
     /// Ends the session in the ledger: what nobody settled goes back.
@@ -300,6 +399,16 @@ impl Session {
             tracing::error!(shard = self.shard, owed, "the ledger was out of reach until the end: settles are lost");
         }
     }
+}
+
+/// What an answered operation charged, with its usage.
+fn charged_by(op: &mut Op, actual: Credits) -> Option<Charged> {
+    let (usage, record) = match &mut op.act {
+        Act::Charge { usage, record, .. } => (usage, *record),
+        Act::Settle { usage, .. } | Act::SettleHold { usage, .. } => (usage, None),
+        _ => return None,
+    };
+    Some(Charged { account: op.account.clone(), actual, usage: std::mem::take(usage), record })
 }
 
 /// Operations that wait for their account to be loaded; the raw ones say `NotLoaded`.

@@ -11,7 +11,7 @@ use super::super::common::{self, UsageColumns, bits, int, uint};
 use super::super::effects::{self, GrantRows, Letter, Reason, Rows};
 use super::super::{Cursor, FlushBatch, Flushed, StoreError, StoreResult, changes};
 use super::{copy, usage};
-use super::{execute, failed, micros, query, query_opt};
+use super::{execute, failed, micros, query, query_opt, reopenings};
 use crate::ledger::{AccountId, Event, GrantId};
 
 pub(super) async fn cursor(client: &Client, shard: u32) -> StoreResult<Cursor> {
@@ -24,7 +24,7 @@ fn read_cursor(row: &Row) -> Cursor {
 }
 
 /// Where the cursor stands; its row is locked until the commit.
-async fn lock_cursor(tx: &Transaction<'_>, shard: u32) -> StoreResult<Cursor> {
+pub(super) async fn lock_cursor(tx: &Transaction<'_>, shard: u32) -> StoreResult<Cursor> {
     let shard = i64::from(shard);
     let select = "SELECT epoch, counter FROM ledger_cursors WHERE shard = $1 FOR UPDATE";
     if let Some(row) = query_opt(tx, select, &[&shard]).await? {
@@ -109,6 +109,7 @@ async fn flush_once(client: &mut Client, batch: &FlushBatch, carefully: bool) ->
     records(&tx, batch).await?;
     write_letters(&tx, batch, &flush.letters).await?;
     set_cursor(&tx, batch.shard, Cursor { epoch: batch.from.epoch, counter: batch.to }).await?;
+    reopenings::write_mark(&tx, batch).await?;
     tx.commit().await.map_err(failed)?;
     Ok(Flushed { usage_rows: flush.usage_rows, dead_letters: flush.letters.len() as u64 })
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::super::common::{self, UsageColumns, bits, int, uint};
 use super::super::effects::{self, GrantRows, Letter, Reason, Rows};
 use super::super::{Cursor, FlushBatch, Flushed, Page, PageRequest, StoreError, StoreResult, UsageRow};
-use super::{accounts, failed, journal};
+use super::{accounts, failed, journal, reopenings};
 use crate::credits::Credits;
 use crate::ledger::{AccountId, Event, GrantId, RecordState};
 use crate::usage::Usage;
@@ -64,6 +64,7 @@ fn flush_once(connection: &mut Connection, batch: &FlushBatch, carefully: bool) 
     write_records(&tx, &batch.records)?;
     let flushed = flush.finish()?;
     set_cursor(&tx, batch.shard, Cursor { epoch: batch.from.epoch, counter: batch.to })?;
+    reopenings::write_mark(&tx, batch)?;
     tx.commit().map_err(failed)?;
     Ok(flushed)
 }

@@ -8,6 +8,7 @@ mod flush;
 mod identity;
 mod journal;
 mod pack;
+mod reopenings;
 mod threads;
 mod upkeep;
 

@@ -109,7 +109,7 @@ impl Ground {
         }
         let ground = Ground::over(config, own, (postgres, redis));
         for (ledger, metrics) in opened {
-            ground.flush(RedisEvents::new(&ledger), metrics);
+            ground.flush(RedisEvents::new(&ledger, ground.store.clone()), metrics);
             ground.tasks.spawn(ledger.run_sweeper(ground.stop.clone()));
         }
         ground

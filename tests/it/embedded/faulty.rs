@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use faregate::ledger::{AccountId, AccountState, Micros};
 use faregate::store::billing::*;
+use faregate::store::reopenings::{SessionNumber, Standing};
 use faregate::store::*;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -137,6 +138,25 @@ impl DeadLetters for Faulty {
 impl Upkeep for Faulty {
     async fn keep(&self, retention: Retention) -> StoreResult<upkeep::Pruned> {
         self.inner.keep(retention).await
+    }
+}
+
+#[async_trait::async_trait]
+impl Reopenings for Faulty {
+    async fn standing(&self, shard: u32) -> StoreResult<Standing> {
+        self.inner.standing(shard).await
+    }
+
+    async fn begin_reopening(&self, shard: u32, epoch: u64) -> StoreResult<Standing> {
+        self.inner.begin_reopening(shard, epoch).await
+    }
+
+    async fn end_reopening(&self, shard: u32, at: Cursor) -> StoreResult<()> {
+        self.inner.end_reopening(shard, at).await
+    }
+
+    async fn session_numbers(&self, shard: u32, sessions: Vec<u64>) -> StoreResult<Vec<SessionNumber>> {
+        self.inner.session_numbers(shard, sessions).await
     }
 }
 

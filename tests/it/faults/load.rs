@@ -17,24 +17,24 @@ use crate::support::{Http, eventually};
 const REQUESTS_MAX: usize = 5_000;
 
 /// A running load; stops when asked, and then says what it saw.
-pub(super) struct Load {
+pub(crate) struct Load {
     clients: JoinSet<Seen>,
     stop: CancellationToken,
     answered: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(crate) struct Seen {
     /// Of answers with status 200 whose end came, by their request id.
-    pub(super) paid: Vec<String>,
-    pub(super) statuses: BTreeMap<u16, usize>,
+    pub(crate) paid: Vec<String>,
+    pub(crate) statuses: BTreeMap<u16, usize>,
     /// Answers that broke off, and requests without any.
-    pub(super) broken: usize,
+    pub(crate) broken: usize,
 }
 
 impl Load {
     /// `clients` of them at `base`, each asking for plain answers and streams in turn.
-    pub(super) fn start(base: &str, key: &str, clients: usize) -> Load {
+    pub(crate) fn start(base: &str, key: &str, clients: usize) -> Load {
         let stop = CancellationToken::new();
         let answered = Arc::new(AtomicUsize::new(0));
         let mut tasks = JoinSet::new();
@@ -52,7 +52,7 @@ impl Load {
     }
 
     /// Waits until so many more answers came to their end with status 200.
-    pub(super) async fn more(&self, count: usize) {
+    pub(crate) async fn more(&self, count: usize) {
         let goal = self.answered.load(Ordering::Relaxed) + count;
         eventually(Duration::from_secs(60), &format!("{count} more answers"), || async {
             (self.answered.load(Ordering::Relaxed) >= goal).then_some(())
@@ -60,7 +60,7 @@ impl Load {
         .await;
     }
 
-    pub(super) async fn stop(mut self) -> Seen {
+    pub(crate) async fn stop(mut self) -> Seen {
         self.stop.cancel();
         let mut all = Seen::default();
         while let Some(seen) = self.clients.join_next().await {
@@ -123,7 +123,7 @@ impl Client {
 }
 
 /// A chat request for ten tokens, and as many is its limit.
-pub(super) fn ask(stream: bool, knobs: &str) -> Value {
+pub(crate) fn ask(stream: bool, knobs: &str) -> Value {
     json!({
         "model": format!("sim-1@tokens=10,{knobs}"), "stream": stream, "max_tokens": 10,
         "messages": [{ "role": "user", "content": "How far is the harbour?" }],

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+pub(crate) use self::load::{Load, Seen, ask};
 use crate::support::{ChaosProxy, Faregate, Options, Postgres, Redis, Sim, eventually};
 
 /// How soon after a crash nothing may be held any more.
@@ -103,17 +104,17 @@ impl Scene {
 
 /// A user's books in micro-credits.
 #[derive(Debug)]
-struct Books {
-    available: i64,
-    held: i64,
-    debt: i64,
-    granted: i64,
-    charged: i64,
-    usage: Vec<Value>,
+pub(crate) struct Books {
+    pub(crate) available: i64,
+    pub(crate) held: i64,
+    pub(crate) debt: i64,
+    pub(crate) granted: i64,
+    pub(crate) charged: i64,
+    pub(crate) usage: Vec<Value>,
 }
 
 impl Books {
-    async fn read(gate: &Faregate, user: &str) -> Books {
+    pub(crate) async fn read(gate: &Faregate, user: &str) -> Books {
         let shown = gate.show(user).await;
         let usage = gate.usage(user).await;
         let grants = shown["grants"].as_array().unwrap();
@@ -128,12 +129,17 @@ impl Books {
         }
     }
 
+    /// What there is to know, but for the rows.
+    pub(crate) fn sums(&self) -> (i64, i64, i64, i64, i64, usize) {
+        (self.available, self.held, self.debt, self.granted, self.charged, self.usage.len())
+    }
+
     /// grants = balance + held + settled.
-    fn balance(&self) -> bool {
+    pub(crate) fn balance(&self) -> bool {
         self.granted == self.available - self.debt + self.held + self.charged
     }
 
-    fn has(&self, request_id: &str) -> bool {
+    pub(crate) fn has(&self, request_id: &str) -> bool {
         self.usage.iter().any(|row| row["request_id"] == request_id)
     }
 }

@@ -87,7 +87,7 @@ impl Driver for RedisDriver {
 
     fn batch(&mut self, session: SessionId, number: u64, ops: &[Op]) -> BatchAnswer {
         self.begin();
-        let header = Header { session, number, max_backlog: NUMBER_MAX, memory_full: false };
+        let header = Header { session, number, max_backlog: NUMBER_MAX, memory_full: false, seen: 0 };
         self.packed.pack(&self.keys, header, ops.iter());
         let command = self.packed.command();
         let bytes = self.runtime.block_on(self.link.call_bytes(&script::BATCH, &command)).unwrap();

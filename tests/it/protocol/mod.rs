@@ -27,6 +27,7 @@ fn scopes() -> Vec<(&'static str, Scope)> {
         ("a loss and a death", Scope { requests: [1, 0], crashes: 1, ..SMALL }),
         ("two flushers and two reopeners", Scope { requests: [1, 0], flushers: 2, reopeners: 2, ..SMALL }),
         ("a loss and a change", Scope { requests: [1, 0], change: true, lost_replies: 1, ..SMALL }),
+        ("a loss and a fence", Scope { requests: [1, 0], change: true, lost_replies: 1, fences: 1, ..SMALL }),
         ("two losses", Scope { requests: [1, 0], losses: 2, ..SMALL }),
     ]
 }
@@ -90,6 +91,8 @@ fn every_guard_is_missed() {
     let reply = Scope { lost_replies: 1, ..SMALL };
     is_missed("the ring", Guards { ring: false, ..ALL }, SMALL);
     is_missed("the stored number", Guards { stored_number: false, ..ALL }, SMALL);
+    let fence = Scope { requests: [1, 0], change: true, lost_replies: 1, fences: 1, ..SMALL };
+    is_missed("the stored number of a fenced session", Guards { fenced: false, ..ALL }, fence);
     is_missed("the survivors' numbers", Guards { survivors: false, ..ALL }, SMALL);
     is_missed("the closed shard", Guards { close: false, ..ALL }, Scope { crashes: 1, ..SMALL });
     let two = Scope { requests: [1, 0], losses: 2, reopeners: 2, ..SMALL };

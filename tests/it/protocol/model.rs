@@ -30,6 +30,8 @@ pub(super) struct Guards {
     pub(super) ring: bool,
     /// They charge again only what is numbered above the session's stored number.
     pub(super) stored_number: bool,
+    /// A worker that is fenced looks whether the batch under way is in the store all the same.
+    pub(super) fenced: bool,
     /// A reopening flushes only entries numbered above it.
     pub(super) survivors: bool,
     /// It closes the shard before it reads what survived.
@@ -42,8 +44,16 @@ pub(super) struct Guards {
     pub(super) mark: bool,
 }
 
-pub(super) const ALL: Guards =
-    Guards { ring: true, stored_number: true, survivors: true, close: true, binding: true, raise: true, mark: true };
+pub(super) const ALL: Guards = Guards {
+    ring: true,
+    stored_number: true,
+    fenced: true,
+    survivors: true,
+    close: true,
+    binding: true,
+    raise: true,
+    mark: true,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Effect {
@@ -481,6 +491,12 @@ impl State {
         let op = self.workers[worker].in_flight;
         match (reply, op) {
             (Reply::Applied, Some(op)) => self.acknowledge(worker, op, guards),
+            // It did apply, in a history that is gone: the store has it.
+            (Reply::Fenced, _)
+                if guards.fenced && self.store.number(self.workers[worker].session) > self.workers[worker].number =>
+            {
+                self.workers[worker].lost = true;
+            }
             (Reply::Fenced, _) => {
                 // The batch was not applied; its operations go first in the new session of the same epoch.
                 let session = self.next_session;
@@ -584,7 +600,9 @@ impl State {
         let Some(redis) = &mut self.redis else { return };
         let state = redis.sessions.iter_mut().find(|(id, _, fenced)| *id == session && !fenced);
         let (Some(state), 1..) = (state, self.fences) else { return };
-        if redis.closed {
+        // A session is fenced after ten seconds of standing still, also since a loss; a flush is given up after five.
+        let reading = self.flushers.iter().any(|flusher| matches!(flusher, Flusher::Read { .. }));
+        if redis.closed || reading {
             return;
         }
         self.fences -= 1;
@@ -642,8 +660,11 @@ impl State {
         }
     }
 
-    /// The epoch that somebody found lost, if the shard still stands in it.
+    /// The epoch that somebody found lost, if the shard still stands in it. Whoever looks at a closed shard opens it.
     fn wanted(&self) -> Option<u8> {
+        if self.redis.as_ref().is_some_and(|redis| redis.closed) {
+            return Some(self.store.cursor.epoch);
+        }
         let workers = self.workers.iter().filter(|worker| worker.lost).map(|worker| worker.epoch);
         let lost = workers.chain(self.noticed).max()?;
         match &self.redis {

@@ -1,17 +1,18 @@
 //! A Redis ledger over a store that is a map.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use faregate::config;
 use faregate::credits::Credits;
-use faregate::ledger::redis::{Epochs, OpenError, Position, RedisLedger};
+use faregate::ledger::redis::wire::decode::Entry;
+use faregate::ledger::redis::{Epochs, OpenError, Position, RedisLedger, Standing};
 use faregate::ledger::{
     AccountId, AccountSource, AccountState, Act, Answer, Balance, Connect, Event, GrantId, GrantKind, GrantState,
-    LedgerError, Limits, Op, Parts, Reserved, SharedLedger,
+    LedgerError, Limits, Op, Parts, Reserved, SessionId, SharedLedger,
 };
 use faregate::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,8 @@ use crate::support::Redis;
 pub(crate) struct Bank {
     accounts: Mutex<BTreeMap<AccountId, AccountState>>,
     position: Mutex<Position>,
+    reopening: AtomicBool,
+    sessions: Mutex<BTreeMap<SessionId, u64>>,
     pub(crate) loads: AtomicU64,
     load_ms: AtomicU64,
 }
@@ -56,6 +59,24 @@ impl Bank {
         self.position.lock().unwrap().counter = counter;
     }
 
+    /// An entry as the flusher would write it.
+    fn write_entry(&self, entry: &Entry) {
+        let mut events = entry.events.clone();
+        for event in &mut events {
+            event.seq = self.accounts.lock().unwrap()[&event.account].seq + 1;
+            self.flush(std::slice::from_ref(event), self.cursor().counter);
+        }
+        self.sessions.lock().unwrap().insert(entry.session, entry.number);
+    }
+
+    /// What the flusher would do with the entries of this log.
+    pub(crate) fn flush_entries(&self, entries: &[Entry]) {
+        for entry in entries {
+            self.write_entry(entry);
+            self.position.lock().unwrap().counter = entry.counter;
+        }
+    }
+
     pub(crate) fn cursor(&self) -> Position {
         *self.position.lock().unwrap()
     }
@@ -72,16 +93,38 @@ impl AccountSource for Bank {
 
 #[async_trait::async_trait]
 impl Epochs for Bank {
-    async fn position(&self, _shard: u32) -> Result<Position, LedgerError> {
-        Ok(self.cursor())
+    async fn standing(&self, _shard: u32) -> Result<Standing, LedgerError> {
+        let reopening = self.reopening.load(Ordering::Relaxed);
+        Ok(Standing { at: self.cursor(), mark: Vec::new(), reopening })
     }
 
-    async fn raise(&self, _shard: u32, from: Position) -> Result<Position, LedgerError> {
-        let mut position = self.position.lock().unwrap();
-        if *position == from {
-            *position = Position { epoch: from.epoch + 1, counter: 0 };
+    async fn begin(&self, shard: u32, epoch: u64) -> Result<Standing, LedgerError> {
+        if self.cursor().epoch == epoch && !self.reopening.swap(true, Ordering::Relaxed) {
+            *self.position.lock().unwrap() = Position { epoch: epoch + 1, counter: 0 };
         }
-        Ok(*position)
+        self.standing(shard).await
+    }
+
+    async fn write(&self, _shard: u32, _epoch: u64, entries: Vec<Entry>) -> Result<Option<u64>, LedgerError> {
+        let mut count = 0;
+        for entry in entries {
+            let stored = self.sessions.lock().unwrap().get(&entry.session).copied().unwrap_or(0);
+            if entry.number > stored {
+                count += 1;
+                self.write_entry(&entry);
+            }
+        }
+        Ok(Some(count))
+    }
+
+    async fn end(&self, _shard: u32, _epoch: u64) -> Result<(), LedgerError> {
+        self.reopening.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn numbers(&self, _shard: u32, sessions: &[SessionId]) -> Result<Vec<u64>, LedgerError> {
+        let known = self.sessions.lock().unwrap();
+        Ok(sessions.iter().map(|session| known.get(session).copied().unwrap_or(0)).collect())
     }
 }
 

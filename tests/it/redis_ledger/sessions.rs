@@ -91,7 +91,10 @@ async fn a_sleeping_worker_is_fenced_and_charges_late() {
         (fixture.balance(&account).await.held == credits(100)).then_some(())
     })
     .await;
-    assert_eq!(fixture.metrics.sessions_fenced.get(), 1, "the live one is not");
+    eventually(Duration::from_secs(10), "the sweeper says so", || async {
+        (fixture.metrics.sessions_fenced.get() == 1).then_some(())
+    })
+    .await;
     drop(wake);
     assert!(matches!(ask(&sleeper.ledger, &account, settle(&settled, 150)).await, Answer::Settled { .. }));
     let act = Act::Release { session: released.session, parts: released.parts, tokens_back_us: 0 };
@@ -101,6 +104,7 @@ async fn a_sleeping_worker_is_fenced_and_charges_late() {
     assert!(matches!(fixture.settle(&account, live, 100).await, Answer::Settled { .. }));
     let kinds: Vec<_> = fixture.events().await.iter().map(|event| (event.kind, event.charged.micro())).collect();
     assert_eq!(kinds, [(EventKind::Abandoned, 0), (EventKind::Charged, 150), (EventKind::Settled, 100)]);
+    assert_eq!(fixture.metrics.sessions_fenced.get(), 1, "the live one is not");
     assert_eq!(fixture.balance(&account).await.available, credits(750));
     drop(sleeper);
     fixture.shut_down().await;
@@ -144,7 +148,7 @@ async fn batches_apply_once_and_in_order() {
     let op = Op { account: account.clone(), act: reserve(10) };
     let send = async |link: &mut faregate::ledger::redis::connection::Link, number| {
         let mut packed = Packed::default();
-        let header = Header { session, number, max_backlog: 1_000, memory_full: false };
+        let header = Header { session, number, max_backlog: 1_000, memory_full: false, seen: 0 };
         packed.pack(&keys, header, [&op].into_iter());
         let command = packed.command();
         let bytes = link.call_bytes(&script::BATCH, &command).await.unwrap();
@@ -187,7 +191,7 @@ async fn the_largest_batch_is_carried_out_whole() {
     let session = SessionId((1 << 53) - 1);
     let send = async |link: &mut faregate::ledger::redis::connection::Link, number, ops: &[Op]| {
         let mut packed = Packed::default();
-        let header = Header { session, number, max_backlog: 1_000, memory_full: false };
+        let header = Header { session, number, max_backlog: 1_000, memory_full: false, seen: 0 };
         packed.pack(&Keyspace::new(0, 0), header, ops.iter());
         let bytes = link.call_bytes(&script::BATCH, &packed.command()).await.unwrap();
         match decode::batch(&bytes, session, ops.iter()).unwrap() {

@@ -86,6 +86,30 @@ impl Redis {
         self.wait_until_ready();
     }
 
+    /// What its files hold now, by their path in its folder.
+    pub fn files(&self) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+        let mut files = Vec::new();
+        let mut folders = vec![self.dir.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    files.push((path.clone(), std::fs::read(&path).unwrap()));
+                }
+            }
+        }
+        files
+    }
+
+    /// Puts files back that [`Redis::files`] gave, while it is down.
+    pub fn put_back(&self, files: &[(std::path::PathBuf, Vec<u8>)]) {
+        for (path, bytes) in files {
+            std::fs::write(path, bytes).unwrap();
+        }
+    }
+
     fn wait_until_ready(&mut self) {
         eventually_blocking(Duration::from_secs(20), "redis-server answers", || {
             assert!(self.process.ended().is_none(), "redis-server ended: {:?}", self.process.lines());

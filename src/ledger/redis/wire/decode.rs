@@ -18,6 +18,10 @@ pub enum BatchReply {
         /// The ledger takes no new work.
         backlogged: bool,
         answers: Vec<Answer>,
+        /// The shard's last entry after this batch.
+        counter: u64,
+        /// Entries up to this one are in the store.
+        flushed: u64,
     },
     /// The session was fenced; the batch was not applied.
     Fenced,
@@ -42,11 +46,12 @@ pub fn batch<'a>(
         _ => return Err(Malformed("an unknown kind of answer")),
     }
     let backlogged = reader.flag()?;
+    let (counter, flushed) = (reader.uint()?, reader.uint()?);
     let answers = ops.map(|op| answer(&mut reader, session, op)).collect::<Result<_, _>>()?;
     if !reader.is_at_end() {
         return Err(Malformed("more answers than operations"));
     }
-    Ok(BatchReply::Applied { now, backlogged, answers })
+    Ok(BatchReply::Applied { now, backlogged, answers, counter, flushed })
 }
 
 fn answer(reader: &mut Reader<'_>, session: SessionId, op: &Op) -> Result<Answer, Malformed> {
@@ -149,6 +154,8 @@ pub struct Entry {
     pub number: u64,
     pub at: Micros,
     pub events: Vec<Event>,
+    /// How its bytes begin: session, number and time. No other entry begins so, in whatever history.
+    pub mark: Vec<u8>,
 }
 
 /// An event has more to tell than what was charged.
@@ -160,15 +167,11 @@ pub fn entry(counter: u64, events: &[u8], details: &[u8]) -> Result<Entry, Malfo
     let mut reader = Reader::new(events);
     // One flat array.
     reader.array()?;
-    let mut entry = Entry {
-        counter,
-        session: SessionId(reader.uint()?),
-        number: reader.uint()?,
-        at: reader.uint()?,
-        events: Vec::with_capacity(details.len()),
-    };
+    let (session, number, at) = (SessionId(reader.uint()?), reader.uint()?, reader.uint()?);
+    let mark = events.get(..events.len().saturating_sub(reader.left())).unwrap_or_default().to_vec();
+    let mut entry = Entry { counter, session, number, at, events: Vec::with_capacity(details.len()), mark };
     while !reader.is_at_end() {
-        entry.events.push(event(&mut reader, entry.at, &details)?);
+        entry.events.push(event(&mut reader, at, &details)?);
     }
     Ok(entry)
 }

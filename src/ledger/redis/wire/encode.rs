@@ -21,6 +21,8 @@ pub struct Header {
     pub max_backlog: u64,
     /// Redis's memory is nearly full: new work is refused.
     pub memory_full: bool,
+    /// The last entry of this epoch that the sender knows of: a shard that stands before it lost its data.
+    pub seen: u64,
 }
 
 /// A piece of a batch's operations ends after so many bytes: Lua unpacks each piece at once, on a stack of 8,000 values.
@@ -79,6 +81,7 @@ impl Packed {
         out.uint(header.max_backlog.min(NUMBER_MAX));
         out.flag(header.memory_full);
         out.uint(keys.prefix().len() as u64);
+        out.uint(header.seen.min(NUMBER_MAX));
         for op in ops {
             self.op(keys.prefix(), op);
             let begun = self.pieces.last().copied().unwrap_or(0);

@@ -139,6 +139,11 @@ impl<'a> Reader<'a> {
         Reader(bytes)
     }
 
+    /// Bytes that are still to be read.
+    pub fn left(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn is_at_end(&self) -> bool {
         self.0.is_empty()
     }

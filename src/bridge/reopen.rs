@@ -1,0 +1,131 @@
+//! The store's part in opening a shard anew.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::ledger::redis::wire::decode::Entry;
+use crate::ledger::redis::{Epochs, Position, Standing};
+use crate::ledger::{AccountId, Event, LedgerError, SessionId};
+use crate::store::{Cursor, FlushBatch, SharedStore, StoreError, StoreResult};
+
+/// How often another process may write a piece while this one prepares the same.
+const ATTEMPTS: usize = 16;
+
+/// Epochs as the store's cursors tell them.
+pub struct StoreEpochs {
+    store: SharedStore,
+}
+
+impl StoreEpochs {
+    pub fn new(store: SharedStore) -> Arc<StoreEpochs> {
+        Arc::new(StoreEpochs { store })
+    }
+
+    /// The cursor counts the pieces: of two that write at once, one finds it moved, and looks again at what is written.
+    async fn write_once(&self, shard: u32, epoch: u64, entries: &[Entry]) -> StoreResult<Option<u64>> {
+        let standing = self.store.standing(shard).await?;
+        if standing.cursor.epoch != epoch || !standing.reopening {
+            return Ok(None);
+        }
+        let from = standing.cursor;
+        let stored: HashMap<u64, u64> =
+            self.store.session_numbers(shard, sessions(entries)).await?.into_iter().collect();
+        let new = |entry: &&Entry| entry.number > stored.get(&entry.session.0).copied().unwrap_or(0);
+        let new: Vec<&Entry> = entries.iter().filter(new).collect();
+        if new.is_empty() {
+            return Ok(Some(0));
+        }
+        let count = new.len() as u64;
+        let sessions = new.iter().map(|entry| (entry.session.0, entry.number)).collect();
+        let events = self.renumbered(new.into_iter().flat_map(|entry| entry.events.iter().cloned())).await?;
+        let to = from.counter + 1;
+        self.store.flush(FlushBatch { shard, from, to, events, sessions, ..FlushBatch::default() }).await?;
+        Ok(Some(count))
+    }
+
+    /// Events as they go on from where the store has their accounts. Their own numbers may be of a history that the store
+    /// did not take part in; what they carry out of a billing change that the store has is left out.
+    async fn renumbered(&self, events: impl Iterator<Item = Event>) -> StoreResult<Vec<Event>> {
+        let mut accounts: HashMap<AccountId, (u64, u64)> = HashMap::new();
+        let mut renumbered = Vec::new();
+        for mut event in events {
+            if !accounts.contains_key(&event.account) {
+                let state = self.store.load_account(&event.account).await?.unwrap_or_default();
+                accounts.insert(event.account.clone(), (state.seq, state.change));
+            }
+            let Some((seq, change)) = accounts.get_mut(&event.account) else { continue };
+            if event.change > 0 {
+                if event.change <= *change {
+                    continue;
+                }
+                *change = event.change;
+            }
+            *seq += 1;
+            event.seq = *seq;
+            renumbered.push(event);
+        }
+        Ok(renumbered)
+    }
+}
+
+fn sessions(entries: &[Entry]) -> Vec<u64> {
+    let mut sessions: Vec<u64> = entries.iter().map(|entry| entry.session.0).collect();
+    sessions.sort_unstable();
+    sessions.dedup();
+    sessions
+}
+
+#[async_trait]
+impl Epochs for StoreEpochs {
+    async fn standing(&self, shard: u32) -> Result<Standing, LedgerError> {
+        self.store.standing(shard).await.map(standing).map_err(unavailable)
+    }
+
+    async fn begin(&self, shard: u32, epoch: u64) -> Result<Standing, LedgerError> {
+        self.store.begin_reopening(shard, epoch).await.map(standing).map_err(unavailable)
+    }
+
+    async fn write(&self, shard: u32, epoch: u64, entries: Vec<Entry>) -> Result<Option<u64>, LedgerError> {
+        for _ in 0..ATTEMPTS {
+            match self.write_once(shard, epoch, &entries).await {
+                Err(StoreError::CursorMoved) => {}
+                written => return written.map_err(unavailable),
+            }
+        }
+        Err(LedgerError::Unavailable)
+    }
+
+    async fn end(&self, shard: u32, epoch: u64) -> Result<(), LedgerError> {
+        for _ in 0..ATTEMPTS {
+            let standing = self.store.standing(shard).await.map_err(unavailable)?;
+            if standing.cursor.epoch != epoch || !standing.reopening {
+                return Ok(());
+            }
+            match self.store.end_reopening(shard, standing.cursor).await {
+                Err(StoreError::CursorMoved) => {}
+                ended => return ended.map_err(unavailable),
+            }
+        }
+        Err(LedgerError::Unavailable)
+    }
+
+    async fn numbers(&self, shard: u32, sessions: &[SessionId]) -> Result<Vec<u64>, LedgerError> {
+        let ids = sessions.iter().map(|session| session.0).collect();
+        let known = self.store.session_numbers(shard, ids).await.map_err(unavailable)?;
+        let known: HashMap<u64, u64> = known.into_iter().collect();
+        Ok(sessions.iter().map(|session| known.get(&session.0).copied().unwrap_or(0)).collect())
+    }
+}
+
+fn standing(standing: crate::store::reopenings::Standing) -> Standing {
+    let Cursor { epoch, counter } = standing.cursor;
+    Standing { at: Position { epoch, counter }, mark: standing.mark, reopening: standing.reopening }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is passed to map_err")]
+fn unavailable(error: StoreError) -> LedgerError {
+    tracing::warn!(%error, "the ledger's cursor could not be read or moved");
+    LedgerError::Unavailable
+}
