@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::load::{Load, ask};
 use super::{Kind, Scene, TOKEN_PRICES, healed};
-use crate::support::{Options, eventually};
+use crate::support::{Options, eventually, fault_rounds};
 
 /// failures 17, 21: a client that leaves pays for what it got, and the upstream is left (litellm PR#33736, bifrost PR#3709).
 async fn client_gone(kind: Kind) {
@@ -86,9 +86,9 @@ async fn an_upstream_killed_mid_stream_redis() {
 async fn gateway_killed(kind: Kind, options: Options) {
     let mut scene = Scene::with(kind, options.set("ledger.settle_wait_ms", 10_000));
     let key = scene.gate.user("ann", "100000").await;
-    for _ in 0..2 {
+    for _ in 0..fault_rounds() {
         let load = Load::start(&scene.gate.url(""), &key, 32);
-        load.more(300).await;
+        load.more(100).await;
         scene.gate.kill9();
         let seen = load.stop().await;
         scene.gate.restart();

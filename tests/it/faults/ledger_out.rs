@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::load::{Load, Seen, ask};
 use super::{Kind, Scene, healed};
-use crate::support::{Answer, Faregate, Options, Redis, eventually};
+use crate::support::{Answer, Faregate, Options, Redis, eventually, fault_rounds};
 
 /// The settled answers are exactly those that clients saw whole, plus at most those that broke off.
 async fn exact(gate: &Faregate, seen: &Seen) {
@@ -155,7 +155,7 @@ async fn a_restarted_durable_redis_keeps_the_books() {
     let mut scene = Scene::start(Kind::Redis);
     let key = scene.gate.user("ann", "100000").await;
     let load = Load::start(&scene.gate.url(""), &key, 8);
-    for _ in 0..2 {
+    for _ in 0..fault_rounds() {
         load.more(50).await;
         scene.redis().restart();
     }

@@ -14,7 +14,7 @@ use crate::support::http::request;
 use crate::support::{Http, eventually};
 
 /// Requests that one client sends at most.
-const REQUESTS_MAX: usize = 5_000;
+const REQUESTS_MAX: usize = 50_000;
 
 /// A running load; stops when asked, and then says what it saw.
 pub(crate) struct Load {
