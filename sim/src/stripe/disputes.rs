@@ -6,7 +6,7 @@ use super::api::Call;
 use super::error::Failure;
 use super::kind::Kind;
 use super::list;
-use super::world::{World, live, text};
+use super::world::{World, int, live, text};
 
 const DAY_S: i64 = 86_400;
 const EVIDENCE: [&str; 27] = [
@@ -104,11 +104,26 @@ pub(super) fn open(world: &mut World, charge_id: &str, amount: Option<i64>, inqu
 }
 
 fn withdraw(world: &mut World, id: &str) {
-    let transaction = world.id("txn");
-    world.edit(Kind::Dispute, id, |dispute| {
-        dispute["balance_transactions"] = json!([{ "id": transaction, "object": "balance_transaction" }])
-    });
+    move_funds(world, id, -1);
     world.tell(Kind::Dispute, id, "charge.dispute.funds_withdrawn");
+}
+
+/// Notes what the dispute took from our balance (`sign` -1), or gave back (1).
+fn move_funds(world: &mut World, id: &str, sign: i64) {
+    let dispute = world.copy(Kind::Dispute, id);
+    let amount = int(&dispute, "amount") * sign;
+    let transaction = json!({
+        "amount": amount, "available_on": world.now, "balance_type": "payments", "created": world.now,
+        "currency": dispute["currency"], "description": format!("Chargeback for {}", text(&dispute, "charge")),
+        "exchange_rate": null, "fee": 0, "fee_details": [], "id": world.id("txn"), "net": amount,
+        "object": "balance_transaction", "reporting_category": if sign < 0 { "dispute" } else { "dispute_reversal" },
+        "source": id, "status": "available", "type": "adjustment",
+    });
+    world.edit(Kind::Dispute, id, |dispute| {
+        if let Some(transactions) = dispute["balance_transactions"].as_array_mut() {
+            transactions.push(transaction);
+        }
+    });
 }
 
 /// The bank decides; a won dispute brings the money back.
@@ -130,6 +145,7 @@ pub(super) fn close(world: &mut World, id: &str, won: bool) -> Result<(), Failur
     world.edit(Kind::Dispute, id, |dispute| dispute["status"] = status.into());
     world.tell(Kind::Dispute, id, "charge.dispute.closed");
     if status == "won" {
+        move_funds(world, id, 1);
         world.tell(Kind::Dispute, id, "charge.dispute.funds_reinstated");
     }
     Ok(())

@@ -74,6 +74,8 @@ async fn disputes_take_the_money_and_may_bring_it_back() {
     let (intent, _) = bought(&rig, "pm_card_visa").await;
     let won = rig.control.dispute(&intent, None).unwrap();
     rig.control.close_dispute(&won, true).unwrap();
+    let moved = rig.control.object(&won)["balance_transactions"].clone();
+    assert_eq!((&moved[0]["net"], &moved[1]["net"]), (&json!(-1_000), &json!(1_000)));
     let lost = rig.control.dispute(&intent, Some(400)).unwrap();
     rig.control.close_dispute(&lost, false).unwrap();
     rig.control.inquiry(&intent).unwrap();
