@@ -158,12 +158,13 @@ pub(super) async fn repair(State(admin): State<Arc<Admin>>, Json(asked): Json<Re
 }
 
 fn cursor_of(summed: Summed) -> String {
-    URL_SAFE_NO_PAD.encode(format!("{} {}", summed.upto, summed.micro))
+    URL_SAFE_NO_PAD.encode(format!("{} {} {}", summed.upto, summed.micro, summed.pruned))
 }
 
 fn summed(text: &str) -> Option<Summed> {
-    let (upto, micro) = text.split_once(' ')?;
-    Some(Summed { upto: upto.parse().ok()?, micro: micro.parse().ok()? })
+    let mut numbers = text.split(' ');
+    let (upto, micro, pruned) = (numbers.next()?, numbers.next()?, numbers.next()?);
+    Some(Summed { upto: upto.parse().ok()?, micro: micro.parse().ok()?, pruned: pruned.parse().ok()? })
 }
 
 fn read(cursor: &str) -> Option<String> {
@@ -218,7 +219,7 @@ mod tests {
         assert_eq!(signed(-1), "-0.000001");
         assert_eq!(signed(5_250_000), "5.25");
         assert_eq!(signed(0), "0");
-        assert_eq!(summed("12 -5"), Some(Summed { upto: 12, micro: -5 }));
-        assert_eq!(summed("12"), None);
+        assert_eq!(summed("12 -5 3"), Some(Summed { upto: 12, micro: -5, pruned: 3 }));
+        assert_eq!(summed("12 5"), None);
     }
 }

@@ -15,6 +15,7 @@ mod freeze;
 mod grants;
 mod health;
 mod keys;
+mod usage;
 mod users;
 
 use std::sync::Arc;
@@ -107,6 +108,7 @@ pub fn router(parts: AdminParts) -> Router {
         .route("/users/{id}/usage", get(users::usage))
         .route("/keys", post(keys::create_service).get(keys::list_service))
         .route("/keys/{key}", delete(keys::revoke_service))
+        .route("/usage", get(usage::report))
         .route("/audit/books", get(audit::books))
         .route("/audit/books/repair", post(audit::repair))
         .route("/dead-letters", get(dead_letters::list))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use http::StatusCode;
 use uuid::Uuid;
@@ -13,7 +13,7 @@ use crate::api::extract::{IdempotencyKey, Json, Paging, json};
 use crate::api::idempotency::{Created, Once, derived_id, fingerprint, once};
 use crate::api::problem::Problem;
 use crate::api::types::{CreateUser, CreditsView, GrantView, List, Text, UserView};
-use crate::api::usage::page_of;
+use crate::api::usage::own;
 use crate::credits::Credits;
 use crate::ledger::AccountId;
 use crate::store::{NewUser, StoreError};
@@ -87,7 +87,7 @@ pub(super) async fn show(State(admin): State<Arc<Admin>>, Named(user): Named) ->
 pub(super) async fn usage(
     State(admin): State<Arc<Admin>>,
     Named(user): Named,
-    Paging(page): Paging,
+    request: Request,
 ) -> Result<Response, Problem> {
-    Ok(json(StatusCode::OK, &page_of(&admin.store, &user.id, page).await?))
+    own(&admin.store, &user.id, request).await
 }

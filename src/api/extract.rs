@@ -17,7 +17,8 @@ use crate::store::PageRequest;
 const DEFAULT_PAGE: u32 = 50;
 /// Items of a page at most.
 const MAX_PAGE: u32 = 500;
-const MAX_CURSOR_CHARS: usize = 256;
+/// The cursor of a report names a row by all its dimensions.
+const MAX_CURSOR_CHARS: usize = 2_048;
 const MAX_IDEMPOTENCY_KEY_CHARS: usize = 255;
 
 /// A JSON body, with its bounds and its fields checked.
@@ -76,17 +77,21 @@ impl<S: Send + Sync> FromRequestParts<S> for Paging {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Paging, Problem> {
         let Query(query) =
             Query::<PagingQuery>::try_from_uri(&parts.uri).map_err(|error| Problem::bad_request(error.body_text()))?;
-        let limit = query.limit.unwrap_or(DEFAULT_PAGE);
-        if !(1..=MAX_PAGE).contains(&limit) {
-            return Err(Problem::bad_request(format!("limit is 1 to {MAX_PAGE}")));
-        }
-        let allowed =
-            |cursor: &String| cursor.len() <= MAX_CURSOR_CHARS && cursor.bytes().all(|b| b.is_ascii_graphic());
-        if query.cursor.as_ref().is_some_and(|cursor| !allowed(cursor)) {
-            return Err(Problem::bad_request("a cursor is what an earlier page gave as next"));
-        }
-        Ok(Paging(PageRequest { limit, cursor: query.cursor.filter(|cursor| !cursor.is_empty()) }))
+        checked_page(query.limit, query.cursor).map(Paging)
     }
+}
+
+/// A page as the store is asked for it, if that is one.
+pub(crate) fn checked_page(limit: Option<u32>, cursor: Option<String>) -> Result<PageRequest, Problem> {
+    let limit = limit.unwrap_or(DEFAULT_PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return Err(Problem::bad_request(format!("limit is 1 to {MAX_PAGE}")));
+    }
+    let allowed = |cursor: &String| cursor.len() <= MAX_CURSOR_CHARS && cursor.bytes().all(|b| b.is_ascii_graphic());
+    if cursor.as_ref().is_some_and(|cursor| !allowed(cursor)) {
+        return Err(Problem::bad_request("a cursor is what an earlier page gave as next"));
+    }
+    Ok(PageRequest { limit, cursor: cursor.filter(|cursor| !cursor.is_empty()) })
 }
 
 /// The caller's Idempotency-Key, if there is one.

@@ -7,6 +7,7 @@ pub mod extract;
 pub mod frame;
 pub mod idempotency;
 pub mod problem;
+pub(crate) mod reports;
 pub mod types;
 pub mod usage;
 

@@ -77,6 +77,7 @@ impl Backend {
         faces.spawn("pusher", pusher.clone().run(faces.stop.clone()));
         faces.spawn("identity", identity.clone().run(faces.stop.clone()));
         faces.spawn("upkeep", keep(store.clone(), Retention::of(&config.store), faces.stop.clone()));
+        faces.spawn("usage sums", bridge::usage_sums::run(store.clone(), faces.stop.clone()));
         let billing = Billing::new(&config).map(Arc::new);
         let api = api::router(ApiParts {
             store: store.clone(),

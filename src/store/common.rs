@@ -153,6 +153,11 @@ pub(super) fn position(slice: &Slice) -> StoreResult<i64> {
     }
 }
 
+/// A day in the cursor of a page.
+pub(super) fn day(text: &str) -> StoreResult<i32> {
+    text.parse().map_err(|_| StoreError::Invalid("the cursor of a page"))
+}
+
 pub(super) fn write_record(record: &RecordState) -> StoreResult<Vec<u8>> {
     rmp_serde::to_vec(record).map_err(|error| StoreError::Unavailable(error.to_string()))
 }

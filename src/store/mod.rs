@@ -14,6 +14,7 @@ pub mod postgres;
 pub mod reopenings;
 pub mod sqlite;
 pub mod upkeep;
+pub mod usage_sums;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use books::Books;
 pub use letters::DeadLetters;
 pub use reopenings::Reopenings;
 pub use upkeep::{Retention, Upkeep};
+pub use usage_sums::UsageSums;
 
 pub type SharedStore = Arc<dyn Store>;
 
@@ -252,7 +254,9 @@ pub enum Idempotent {
 }
 
 #[async_trait]
-pub trait Store: Books + Reopenings + billing::BillingStore + DeadLetters + Upkeep + Send + Sync + 'static {
+pub trait Store:
+    Books + UsageSums + Reopenings + billing::BillingStore + DeadLetters + Upkeep + Send + Sync + 'static
+{
     /// Brings the schema up to date; forward only. Answers how many migrations ran. `Schema` when the store has
     /// migrations that this program does not know.
     async fn migrate(&self) -> StoreResult<usize>;

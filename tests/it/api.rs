@@ -4,6 +4,7 @@ mod credits;
 mod input;
 mod model;
 mod operator;
+mod reports;
 pub(crate) mod rig;
 
 use crate::admission;
@@ -47,6 +48,7 @@ on_every_ground! {
     credits::a_frozen_account_only_settles,
     credits::an_unfinished_hold_expires,
     credits::every_charge_leaves_a_usage_row,
+    reports::usage_is_reported_by_what_is_asked,
     operator::users_are_made_with_their_plans_credits,
     operator::grants_are_live_when_the_answer_leaves_and_given_once,
     admission::a_revoked_key_is_refused_at_once_here_and_within_a_second_elsewhere,

@@ -46,6 +46,8 @@ pub struct Summed {
     pub upto: u64,
     /// Micro-credits.
     pub micro: i64,
+    /// What pruned rows had charged when the sum was begun: when more are pruned, it begins anew.
+    pub pruned: i64,
 }
 
 /// What came of looking at one account.
@@ -101,7 +103,7 @@ impl Auditor {
         let sums = self.store.charged(spans, PAGE_ROWS).await?;
         let looks = books.into_iter().zip(sums).map(|(books, sum)| async move {
             let account = books.account.clone();
-            let summed = Summed { upto: sum.upto, micro: sum.micro };
+            let summed = Summed { upto: sum.upto, micro: sum.micro, pruned: books.rows.pruned };
             (account, self.look(books, summed, deadline).await)
         });
         let mut looks = futures_util::stream::iter(looks).buffer_unordered(TOGETHER);
@@ -139,12 +141,23 @@ impl Auditor {
         }
     }
 
-    async fn look(&self, books: AccountBooks, from: Summed, deadline: Instant) -> Result<Looked, AuditError> {
-        let summed = self.sum_up(&books, from, deadline).await?;
-        if summed.upto < books.seq {
-            return Ok(Looked::Summing(summed));
-        }
-        let mut findings = checks::of_store(&books, summed.micro);
+    async fn look(&self, mut books: AccountBooks, from: Summed, deadline: Instant) -> Result<Looked, AuditError> {
+        let mut from = still(from, &books);
+        let mut findings = loop {
+            let summed = self.sum_up(&books, from, deadline).await?;
+            if summed.upto < books.seq {
+                return Ok(Looked::Summing(summed));
+            }
+            let findings = checks::of_store(&books, summed.micro);
+            if findings.iter().all(|found| found.check != Check::Charged) {
+                break findings;
+            }
+            // Rows that were pruned since the sum was begun may be in both figures, or in none.
+            match self.store.books_of(&books.account).await? {
+                Some(now) if now.rows.pruned != summed.pruned => (from, books) = (still(summed, &now), now),
+                _ => break findings,
+            }
+        };
         match self.compare(books, deadline).await? {
             Compared::Done(differences) => findings.extend(differences),
             Compared::Moving(why) => return Ok(Looked::Moving(why)),
@@ -160,10 +173,16 @@ impl Auditor {
             let Some(sum) = sums.first() else { break };
             let micro = summed.micro.checked_add(sum.micro);
             let micro = micro.ok_or(StoreError::Invalid("the sum of the usage"))?;
-            summed = Summed { upto: sum.upto, micro };
+            summed = Summed { upto: sum.upto, micro, ..summed };
         }
         Ok(summed)
     }
+}
+
+/// The sum so far, or none where rows of it may have been pruned since.
+fn still(from: Summed, books: &AccountBooks) -> Summed {
+    let pruned = books.rows.pruned;
+    if from.pruned == pruned { from } else { Summed { pruned, ..Summed::default() } }
 }
 
 fn span(books: &AccountBooks, after: u64) -> UsageSpan {

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::compare::{Compared, Hot};
-use super::{AuditError, Auditor, Finding, Summed};
+use super::{AuditError, Auditor, Finding, Summed, still};
 use crate::ledger::{AccountId, Act, Answer, Balance};
 use crate::store::StoreError;
 use crate::store::books::{MendHint, MendRequest};
@@ -43,7 +43,7 @@ impl Auditor {
     ) -> Result<Option<Repaired>, AuditError> {
         let deadline = Instant::now() + budget;
         let Some(books) = self.store.books_of(account).await? else { return Ok(None) };
-        let summed = self.sum_up(&books, from, deadline).await?;
+        let summed = self.sum_up(&books, still(from, &books), deadline).await?;
         if summed.upto < books.seq {
             return Ok(Some(Repaired::Summing(summed)));
         }

@@ -10,6 +10,7 @@ mod identity;
 mod reopenings;
 mod upkeep;
 mod usage;
+mod usage_sums;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -11,6 +11,7 @@ mod pack;
 mod reopenings;
 mod threads;
 mod upkeep;
+mod usage_sums;
 
 use std::path::Path;
 

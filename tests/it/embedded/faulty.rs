@@ -109,6 +109,17 @@ fn take(counter: &AtomicUsize) -> bool {
 }
 
 #[async_trait::async_trait]
+impl UsageSums for Faulty {
+    async fn roll_up(&self, only: Option<&AccountId>, after: Option<&AccountId>) -> StoreResult<usage_sums::RolledUp> {
+        self.inner.roll_up(only, after).await
+    }
+
+    async fn usage_sums(&self, request: usage_sums::SumsRequest) -> StoreResult<Page<usage_sums::UsageSum>> {
+        self.inner.usage_sums(request).await
+    }
+}
+
+#[async_trait::async_trait]
 impl Books for Faulty {
     async fn books(&self, after: Option<&AccountId>, limit: u32) -> StoreResult<Vec<books::AccountBooks>> {
         self.inner.books(after, limit).await
