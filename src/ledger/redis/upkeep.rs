@@ -19,7 +19,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const HOLDS_MAX: usize = 200;
 /// Keys looked at for idle accounts, in one round.
 const SCAN_COUNT: usize = 500;
-/// Accounts parked in one round.
+/// Pages of keys looked at in one round, while there are some of earlier epochs to drop.
+const PAGES_MAX: usize = 20;
+/// Accounts parked for one page of keys.
 const PARK_MAX: usize = 50;
 
 /// Goes round all shards, once a second, for ever. `ledger` is a session of its own.
@@ -50,7 +52,12 @@ impl Upkeep {
             .map_err(|error| CallError::Broken(error.to_string()))?;
         let keys = Keyspace::new(shard, position.epoch);
         self.expire_holds(&keys).await?;
-        self.park_idle(scan, &keys).await
+        for _ in 0..PAGES_MAX {
+            if !self.look_through(scan, &keys).await? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     async fn expire_holds(&mut self, keys: &Keyspace) -> Result<(), CallError> {
@@ -81,20 +88,29 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Parks some accounts that nobody asked for in a long time. Their place is the store, once it knows all.
-    async fn park_idle(&mut self, scan: &mut String, keys: &Keyspace) -> Result<(), CallError> {
+    /// Parks some accounts that nobody asked for in a long time: their place is the store, once it knows all. And drops what
+    /// is left of earlier epochs; answers whether there was something, and more may follow.
+    async fn look_through(&mut self, scan: &mut String, keys: &Keyspace) -> Result<bool, CallError> {
         let prefix = format!("{}acct:", keys.prefix());
         let mut command = Cmd::new();
-        command.arg("SCAN").arg(&*scan).arg("MATCH").arg(glob(&prefix)).arg("COUNT").arg(SCAN_COUNT);
-        let Value::Array(page) = self.link.send(&command).await? else { return Ok(()) };
-        let [Value::BulkString(next), names] = page.as_slice() else { return Ok(()) };
+        command.arg("SCAN").arg(&*scan).arg("MATCH").arg(glob(keys.shard_prefix())).arg("COUNT").arg(SCAN_COUNT);
+        let Value::Array(page) = self.link.send(&command).await? else { return Ok(false) };
+        let [Value::BulkString(next), names] = page.as_slice() else { return Ok(false) };
         *scan = String::from_utf8_lossy(next).into_owned();
+        let names = texts(names.clone());
+        let is_old = |name: &&String| epoch_of(name, keys).is_some_and(|epoch| epoch < keys.epoch);
+        let old: Vec<&String> = names.iter().filter(is_old).collect();
+        if !old.is_empty() {
+            let mut command = Cmd::new();
+            command.arg("UNLINK").arg(&old);
+            self.link.send(&command).await?;
+        }
         let idle_limit = self.core.settings.park_after_ms / 1_000;
         let mut parked = 0;
-        for name in texts(names.clone()) {
+        for name in &names {
             let Some(account) = name.strip_prefix(&prefix).and_then(|id| AccountId::parse(id).ok()) else { continue };
             let mut command = Cmd::new();
-            command.arg("OBJECT").arg("IDLETIME").arg(&name);
+            command.arg("OBJECT").arg("IDLETIME").arg(name);
             let idle = match self.link.send(&command).await? {
                 Value::Int(idle) => u64::try_from(idle).unwrap_or(0),
                 _ => 0,
@@ -105,7 +121,7 @@ impl Upkeep {
             parked += 1;
             self.park(account).await;
         }
-        Ok(())
+        Ok(!old.is_empty())
     }
 
     /// Writes off what is due, and drops the account if the store has all its events.
@@ -121,6 +137,11 @@ impl Upkeep {
             drop(self.ledger.submit(Op { account, act }).await);
         }
     }
+}
+
+/// The epoch that a key of the shard is of; `meta` is of none.
+fn epoch_of(name: &str, keys: &Keyspace) -> Option<u64> {
+    name.strip_prefix(keys.shard_prefix())?.split_once(':')?.0.parse().ok()
 }
 
 /// `<record>:<account>`

@@ -129,6 +129,28 @@ async fn while_redis_is_away_nothing_is_admitted_and_settles_wait() {
     fixture.shut_down().await;
 }
 
+/// failures 28: the meta key is gone, and nothing else. What stands in the log and not in the store is written by the
+/// reopening, once; nobody charges it again, and the old epoch's keys go.
+#[tokio::test]
+async fn what_survives_a_loss_is_written_and_not_charged_again() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let account = fixture.account("ada", 1_000);
+    let hold = fixture.reserve(&account, 10).await;
+    fixture.settle(&account, hold, 10).await;
+    redis.command(&["DEL", "fg:{00}:meta"]);
+    assert_eq!(fixture.balance(&account).await.available, credits(990));
+    assert_eq!((fixture.metrics.reopenings.get(), fixture.metrics.reopened_credits.get()), (1, 0));
+    fixture.sweep();
+    eventually(Duration::from_secs(20), "the old epoch's keys go", || async {
+        let left = redis.command(&["KEYS", "fg:{00}:0:*"]);
+        left.is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(fixture.balance(&account).await.available, credits(990));
+    fixture.shut_down().await;
+}
+
 /// failures 46, 47: an emptied Redis is a new beginning from the store. What a worker still has to settle is charged, and so
 /// is what it was told is charged and the store does not have; not what the store has.
 #[tokio::test]

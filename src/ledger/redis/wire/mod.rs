@@ -32,6 +32,11 @@ impl Keyspace {
         Keyspace { epoch, shard, prefix }
     }
 
+    /// What all keys of the shard begin with, of whatever epoch.
+    pub fn shard_prefix(&self) -> &str {
+        &self.shard
+    }
+
     /// What all keys but `meta` begin with.
     pub fn prefix(&self) -> &str {
         &self.prefix
