@@ -3,7 +3,7 @@
 //!
 //! Under `/admin/v1`: `users` (POST, GET), `users/{id}` (GET), `users/{id}/grants` (POST, GET), `users/{id}/keys` (POST,
 //! GET; DELETE `…/{key}`), `users/{id}/freeze` (POST, DELETE), `users/{id}/usage` (GET), and for service keys `keys`
-//! (POST, GET; DELETE `…/{key}`, which revokes any key), `audit/books` (GET; POST
+//! (POST, GET; DELETE `…/{key}`, which revokes any key), `usage` (GET), `audit/books` (GET; POST
 //! `…/repair`).
 //!
 //! A change is stored first and then pushed into the ledger; when the answer leaves, it is live. Where the ledger does not

@@ -7,9 +7,9 @@ use tokio_util::sync::CancellationToken;
 use crate::ledger::AccountId;
 use crate::store::{SharedStore, StoreError, StoreResult};
 
-/// Time between two rounds over the accounts.
-const INTERVAL_MIN: Duration = Duration::from_secs(1);
-const INTERVAL_MAX: Duration = Duration::from_secs(60);
+/// Time between two rounds over the accounts. Reports do not wait for a round: they add up what is fresh themselves.
+const INTERVAL_MIN: Duration = Duration::from_secs(5);
+const INTERVAL_MAX: Duration = Duration::from_secs(20);
 /// A round takes at most one part in so many of the time: with very many accounts looking alone is work.
 const SHARE: u32 = 20;
 /// Steps of one round at most; a round that is cut goes on at the next one.

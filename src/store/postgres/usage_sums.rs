@@ -16,9 +16,9 @@ use super::super::{Page, StoreError, StoreResult};
 use super::{PostgresStore, execute, failed, query, within};
 use crate::ledger::AccountId;
 
-/// Accounts of one step, and sequence numbers of all of them together.
+/// Accounts of one step, and sequence numbers of all of them together: a step must end within the store's timeout.
 const ACCOUNTS_MAX: i64 = 1_000;
-const SEQS_MAX: u64 = 50_000;
+const SEQS_MAX: u64 = 20_000;
 /// Of this database: held by whoever adds usage up.
 const SUMS_LOCK: i64 = 0x_6661_7265_7375_6d73;
 
