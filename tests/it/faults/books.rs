@@ -381,3 +381,33 @@ async fn a_copy_made_under_load_is_whole() {
         scene.gate.http.post(&scene.gate.url("/v1/chat/completions"), &key, &super::load::ask(false, "")).await;
     assert_eq!(answer.status, 200, "it serves on");
 }
+
+/// docs/backup.md: an older Postgres under an emptied Redis. Balances are as of the copy, and the books balance.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_postgres_is_restored() {
+    let mut scene = used(Kind::Redis).await;
+    let key = scene.gate.key("ann").await;
+    assert!(scene.gate.terminate().success());
+    let postgres = scene.postgres.as_ref().unwrap();
+    let url = postgres.url();
+    let (server, name) = url.rsplit_once('/').unwrap();
+    postgres.query(&format!("CREATE DATABASE {name}_copy TEMPLATE {name}"));
+    scene.gate.restart();
+    for _ in 0..2 {
+        let body = super::load::ask(false, "");
+        let answer = scene.gate.http.post(&scene.gate.url("/v1/chat/completions"), &key, &body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    scene.gate.usage_of("ann", 5).await;
+    assert!(scene.gate.terminate().success());
+
+    assert_eq!(scene.redis().command(&["FLUSHALL"]), "OK");
+    let options = Options::new().set("plans.free.signup_credits", 0).upstream(scene.sim.url());
+    let restored = Faregate::start(options.ledger(scene.proxy().redis_url()).store(format!("{server}/{name}_copy")));
+    assert_eq!(found(&restored, &[]), Vec::<String>::new());
+    assert_eq!((restored.usage("ann").await.len(), restored.available("ann").await), (3, 7.0));
+    let answer = restored.http.post(&restored.url("/v1/chat/completions"), &key, &super::load::ask(false, "")).await;
+    assert_eq!(answer.status, 200, "the key was made before the copy: {}", answer.text());
+    healed(&restored, "ann").await;
+    assert_eq!(found(&restored, &[]), Vec::<String>::new());
+}
