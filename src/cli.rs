@@ -5,6 +5,7 @@ mod audit;
 mod backup;
 mod check;
 mod commands;
+mod online;
 mod show;
 
 use std::path::PathBuf;
@@ -60,6 +61,9 @@ enum Command {
         /// Print every setting with its default and a word about it, and do nothing else
         #[arg(long)]
         defaults: bool,
+        /// Compare plans and packs with their prices at Stripe, too
+        #[arg(long, conflicts_with = "defaults")]
+        online: bool,
     },
     /// Ask the gateway with these settings whether it is ready
     Health,
@@ -71,6 +75,9 @@ enum Command {
     /// Create, list and revoke API keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// List, show and replay what Stripe told
+    #[command(subcommand)]
+    Events(EventsCommand),
     /// Give a user credits
     Grant(GrantArgs),
     /// Show a user's credits, live from the ledger
@@ -123,11 +130,35 @@ enum UserCommand {
         #[arg(value_parser = AccountId::parse)]
         id: AccountId,
     },
+    /// Make usable again what a fraud warning froze, once you have looked into it
+    Unflag {
+        #[arg(value_parser = AccountId::parse)]
+        id: AccountId,
+    },
     /// Let a frozen user in again
     Unfreeze {
         #[arg(value_parser = AccountId::parse)]
         id: AccountId,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum EventsCommand {
+    /// List events, newest first
+    List {
+        /// pending, processed, ignored or parked
+        #[arg(long, value_parser = ["pending", "processed", "ignored", "parked"])]
+        state: Option<String>,
+        /// Only of this user
+        #[arg(long, value_parser = AccountId::parse)]
+        user: Option<AccountId>,
+        #[command(flatten)]
+        page: PageArgs,
+    },
+    /// Show an event with its payload
+    Show { id: String },
+    /// Process an event once more, now
+    Replay { id: String },
 }
 
 #[derive(Debug, Subcommand)]
@@ -210,7 +241,7 @@ pub fn parse() -> Cli {
 
 /// Does what was asked.
 pub fn run(cli: Cli) -> Result<(), Failure> {
-    if let Some(Command::Check { defaults: true }) = cli.command {
+    if let Some(Command::Check { defaults: true, .. }) = cli.command {
         return show::text(crate::config::BUILT_IN);
     }
     let variables = std::env::vars_os().filter_map(|(name, value)| {
@@ -220,6 +251,10 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     let config = Config::load(cli.config.as_deref(), variables)?;
     match cli.command {
         None | Some(Command::Serve) => serve::run(config),
+        Some(Command::Check { online: true, .. }) => {
+            show::text(&check::describe(&config))?;
+            online::check(config)
+        }
         Some(Command::Check { .. }) => show::text(&check::describe(&config)),
         Some(command) => commands::run(config, command, cli.json),
     }

@@ -3,7 +3,8 @@
 //!
 //! Under `/admin/v1`: `users` (POST, GET), `users/{id}` (GET), `users/{id}/grants` (POST, GET), `users/{id}/keys` (POST,
 //! GET; DELETE `…/{key}`), `users/{id}/freeze` (POST, DELETE), `users/{id}/usage` (GET), and for service keys `keys`
-//! (POST, GET; DELETE `…/{key}`, which revokes any key), `usage` (GET), `audit/books` (GET; POST
+//! (POST, GET; DELETE `…/{key}`, which revokes any key), `usage` (GET); of billing `users/{id}/flag` (DELETE) and `events`
+//! (GET `events/{id}`, POST `events/{id}/replay`); `audit/books` (GET; POST
 //! `…/repair`).
 //!
 //! A change is stored first and then pushed into the ledger; when the answer leaves, it is live. Where the ledger does not
@@ -11,6 +12,7 @@
 
 mod audit;
 mod dead_letters;
+mod events;
 mod freeze;
 mod grants;
 mod health;
@@ -106,6 +108,10 @@ pub fn router(parts: AdminParts) -> Router {
         .route("/users/{id}/keys/{key}", delete(keys::revoke))
         .route("/users/{id}/freeze", post(freeze::freeze).delete(freeze::unfreeze))
         .route("/users/{id}/usage", get(users::usage))
+        .route("/users/{id}/flag", delete(events::unflag))
+        .route("/events", get(events::list))
+        .route("/events/{id}", get(events::show))
+        .route("/events/{id}/replay", post(events::replay))
         .route("/keys", post(keys::create_service).get(keys::list_service))
         .route("/keys/{key}", delete(keys::revoke_service))
         .route("/usage", get(usage::report))

@@ -8,6 +8,7 @@ pub mod frame;
 pub mod idempotency;
 pub mod problem;
 pub(crate) mod reports;
+pub mod subscription;
 pub mod types;
 pub mod usage;
 
@@ -79,6 +80,10 @@ pub fn router(parts: ApiParts) -> Router {
         .route("/credits/release", post(credits::release))
         .route("/usage", get(usage::list))
         .route("/plans", get(billing::plans))
+        .route("/billing/checkout", post(subscription::checkout))
+        .route("/billing/portal", post(subscription::portal))
+        .route("/billing/subscription", get(subscription::show).post(subscription::change).delete(subscription::cancel))
+        .route("/billing/history", get(subscription::history))
         .route("/billing/webhook", post(billing::webhook).layer(DefaultBodyLimit::max(max_webhook)));
     let routes = if prefix.is_empty() { routes } else { Router::new().nest(&prefix, routes) };
     routes

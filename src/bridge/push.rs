@@ -175,6 +175,13 @@ impl Pusher {
         Ok(())
     }
 
+    /// Writes off what is due in an account that the ledger has.
+    pub async fn sweep(&self, account: &AccountId) {
+        if let Err(error) = self.ask(account, Act::Sweep).await {
+            tracing::debug!(%account, %error, "an account could not be swept");
+        }
+    }
+
     async fn balance(&self, account: &AccountId) -> Result<Balance, PushError> {
         match self.ask(account, Act::Balance).await? {
             Answer::Balance(balance) => Ok(balance),

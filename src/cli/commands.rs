@@ -4,7 +4,7 @@ use http::Method;
 use serde::Serialize;
 
 use super::admin::{self, Admin, Call};
-use super::{Command, GrantArgs, KeyCommand, PageArgs, UserCommand, audit, backup, show};
+use super::{Command, EventsCommand, GrantArgs, KeyCommand, PageArgs, UserCommand, audit, backup, show};
 use crate::config::Config;
 use crate::credits::Credits;
 use crate::error::{Exit, Failure};
@@ -83,6 +83,7 @@ fn call(command: Command) -> Result<Call, Failure> {
         Command::User(command) => user(command),
         Command::Key(command) => key(command),
         Command::Grant(arguments) => grant(arguments),
+        Command::Events(command) => Ok(events(command)),
         Command::Usage { user, page } => Ok(get(paged(user_path(&user, "/usage"), &page))),
         _ => Err(Failure::new(Exit::Internal, "this command asks nothing")),
     }
@@ -103,7 +104,26 @@ fn user(command: UserCommand) -> Result<Call, Failure> {
         UserCommand::Show { id } => Ok(get(user_path(&id, ""))),
         UserCommand::List { page } => Ok(get(paged("/admin/v1/users".into(), &page))),
         UserCommand::Freeze { id } => Ok(Call { method: Method::POST, path: user_path(&id, "/freeze"), body: None }),
+        UserCommand::Unflag { id } => Ok(delete(user_path(&id, "/flag"))),
         UserCommand::Unfreeze { id } => Ok(delete(user_path(&id, "/freeze"))),
+    }
+}
+
+fn events(command: EventsCommand) -> Call {
+    match command {
+        EventsCommand::List { state, user, page } => {
+            let mut path = paged("/admin/v1/events".into(), &page);
+            for (name, value) in [("state", state), ("user", user.map(|user| user.to_string()))] {
+                if let Some(value) = value {
+                    path = format!("{path}&{name}={}", escaped(&value));
+                }
+            }
+            get(path)
+        }
+        EventsCommand::Show { id } => get(format!("/admin/v1/events/{}", escaped(&id))),
+        EventsCommand::Replay { id } => {
+            Call { method: Method::POST, path: format!("/admin/v1/events/{}/replay", escaped(&id)), body: None }
+        }
     }
 }
 

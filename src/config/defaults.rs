@@ -147,7 +147,7 @@ impl Default for Plan {
             rollover_cap: Credits::ZERO,
             trial_credits: Credits::ZERO,
             trial_days: 0,
-            grace_days: 3,
+            grace_days: 4,
             prices: Vec::new(),
         }
     }
@@ -184,7 +184,7 @@ impl Default for Stripe {
             max_retries: 2,
             max_calls: 8,
             max_webhook_bytes: MIB,
-            max_attempts: 12,
+            max_attempts: 36,
             reconcile_interval_ms: 24 * 3600 * 1000,
         }
     }

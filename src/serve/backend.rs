@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::stage::Stage;
 use crate::admin::{self, AdminParts};
 use crate::api::{self, ApiParts};
-use crate::billing::Billing;
+use crate::billing::inbox::Inbox;
+use crate::billing::reconcile::Reconciler;
+use crate::billing::{Billing, BillingParts};
 use crate::bridge::{
     self, Auditor, EventLog, Pusher, RedisEvents, RedisShards, Shards, StoreEpochs, StoreSource, flush, fold,
 };
@@ -78,7 +80,7 @@ impl Backend {
         faces.spawn("identity", identity.clone().run(faces.stop.clone()));
         faces.spawn("upkeep", keep(store.clone(), Retention::of(&config.store), faces.stop.clone()));
         faces.spawn("usage sums", bridge::usage_sums::run(store.clone(), faces.stop.clone()));
-        let billing = Billing::new(&config).map(Arc::new);
+        let billing = open_billing(&config, &store, &pusher, &metrics, &faces);
         let api = api::router(ApiParts {
             store: store.clone(),
             ledger: ledger.clone(),
@@ -176,6 +178,41 @@ impl Opening<'_> {
         self.flusher
             .spawn("flusher", async move { bridge::flush::run(log, store, &config.store, metrics, stop).await });
     }
+}
+
+/// Billing and its workers, where there is a key of Stripe's.
+fn open_billing(
+    config: &Arc<Config>,
+    store: &SharedStore,
+    pusher: &Arc<Pusher>,
+    metrics: &Metrics,
+    faces: &Stage,
+) -> Option<Arc<Billing>> {
+    let billing = Billing::new(BillingParts {
+        config: config.clone(),
+        store: store.clone(),
+        pusher: pusher.clone(),
+        metrics: metrics.clone(),
+        tasks: faces.tasks.clone(),
+        stop: faces.stop.clone(),
+    })?;
+    let inbox = Arc::new(Inbox {
+        store: store.clone(),
+        billing: billing.clone(),
+        processor: billing.processor.clone(),
+        max_attempts: config.stripe.max_attempts,
+        metrics: metrics.clone(),
+    });
+    faces.spawn("billing inbox", inbox.clone().run(faces.stop.clone()));
+    faces.spawn("billing clock", inbox.run_clock(faces.stop.clone()));
+    let reconciler = Arc::new(Reconciler {
+        store: store.clone(),
+        client: billing.client.clone(),
+        processor: billing.processor.clone(),
+        interval_us: config.stripe.reconcile_interval_ms.saturating_mul(1_000),
+    });
+    faces.spawn("billing reconciliation", reconciler.run(faces.stop.clone()));
+    Some(billing)
 }
 
 /// At start and now and then: partitions ahead of time, and away with what is past its time.

@@ -329,9 +329,14 @@ pub trait BillingStore: Send + Sync {
     /// Stripe may have forgotten it, and for another fingerprint, it is a new one.
     async fn call_key(&self, scope: &str, fingerprint: u64, life_us: u64) -> StoreResult<String>;
 
+    /// Lets go of a key under which Stripe would only repeat that it failed.
+    async fn forget_call(&self, scope: &str) -> StoreResult<()>;
+
     /// Whether a comparison with Stripe is due; then it is this caller's, and not due again before `next_us` from now.
     /// Answers until when the last one reached.
     async fn claim_reconciliation(&self, next_us: u64) -> StoreResult<Option<Option<Micros>>>;
+    /// Makes a comparison due now where the last one reached no further than `older_us` ago.
+    async fn expedite_reconciliation(&self, older_us: u64) -> StoreResult<()>;
     /// It reached so far.
     async fn finish_reconciliation(&self, until: Micros) -> StoreResult<()>;
 }

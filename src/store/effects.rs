@@ -11,7 +11,7 @@ use crate::ledger::{AccountId, Change, Delta, Event, GrantId, Micros, Scope, WRI
 
 /// Why something ended among the dead letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reason {
+pub(crate) enum Reason {
     /// The account's sequence was past this event; nothing of it was applied.
     Repeat,
     /// Events of the account are missing before this one.
@@ -30,7 +30,7 @@ pub(super) enum Reason {
 }
 
 impl Reason {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Reason::Repeat => "repeat",
             Reason::Hole => "hole",
@@ -48,18 +48,18 @@ impl Reason {
 
 /// What could not be written as it should be, with the whole event.
 #[derive(Debug)]
-pub(super) struct Letter {
-    pub(super) account: AccountId,
-    pub(super) seq: u64,
-    pub(super) reason: Reason,
-    pub(super) detail: String,
+pub(crate) struct Letter {
+    pub(crate) account: AccountId,
+    pub(crate) seq: u64,
+    pub(crate) reason: Reason,
+    pub(crate) detail: String,
     /// The event without its usage, as JSON.
-    pub(super) event: String,
-    pub(super) usage: Bytes,
+    pub(crate) event: String,
+    pub(crate) usage: Bytes,
 }
 
 impl Letter {
-    pub(super) fn new(event: &Event, reason: Reason, detail: impl Into<String>) -> Letter {
+    pub(crate) fn new(event: &Event, reason: Reason, detail: impl Into<String>) -> Letter {
         let text = json!({
             "account": event.account,
             "seq": event.seq,
@@ -86,38 +86,38 @@ impl Letter {
 
 /// An account's row of `credits`, the changes that the batch's events answer, and the grants that they touch.
 #[derive(Debug, Default)]
-pub(super) struct Rows {
-    pub(super) seq: u64,
-    pub(super) balance: i64,
-    pub(super) debt: i64,
-    pub(super) frozen: bool,
-    pub(super) granted: i64,
-    pub(super) charged: i64,
-    pub(super) written_off: i64,
-    pub(super) forfeited: i64,
-    pub(super) applied_change: u64,
+pub(crate) struct Rows {
+    pub(crate) seq: u64,
+    pub(crate) balance: i64,
+    pub(crate) debt: i64,
+    pub(crate) frozen: bool,
+    pub(crate) granted: i64,
+    pub(crate) charged: i64,
+    pub(crate) written_off: i64,
+    pub(crate) forfeited: i64,
+    pub(crate) applied_change: u64,
     /// Changes after `applied_change`, in order, without gaps; each leaves when it is applied.
-    pub(super) changes: Vec<(u64, Change)>,
-    pub(super) grants: Vec<GrantRows>,
+    pub(crate) changes: Vec<(u64, Change)>,
+    pub(crate) grants: Vec<GrantRows>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct GrantRows {
-    pub(super) id: GrantId,
-    pub(super) amount: i64,
-    pub(super) remaining: i64,
-    pub(super) frozen: bool,
+pub(crate) struct GrantRows {
+    pub(crate) id: GrantId,
+    pub(crate) amount: i64,
+    pub(crate) remaining: i64,
+    pub(crate) frozen: bool,
     /// 0: never.
-    pub(super) expires_at: Micros,
+    pub(crate) expires_at: Micros,
     /// What ended unused, other than by a revocation with an amount: a refund counts it as returned.
-    pub(super) lapsed: i64,
+    pub(crate) lapsed: i64,
     /// Whether the row must be written back.
-    pub(super) changed: bool,
+    pub(crate) changed: bool,
 }
 
 impl Rows {
     /// Applies one event. `false` where it was applied before: then its usage is not a row either.
-    pub(super) fn apply(&mut self, event: &Event, letters: &mut Vec<Letter>) -> bool {
+    pub(crate) fn apply(&mut self, event: &Event, letters: &mut Vec<Letter>) -> bool {
         if event.seq <= self.seq {
             letters.push(Letter::new(event, Reason::Repeat, format!("the account stands at {}", self.seq)));
             return false;
@@ -252,7 +252,7 @@ impl Rows {
     }
 
     /// Grants that the events and the loaded changes touch, sorted, each once.
-    pub(super) fn grants_touched<'a>(&self, events: impl Iterator<Item = &'a Event>) -> Vec<GrantId> {
+    pub(crate) fn grants_touched<'a>(&self, events: impl Iterator<Item = &'a Event>) -> Vec<GrantId> {
         let mut ids: Vec<GrantId> = events.flat_map(|event| event.deltas.iter().map(|delta| delta.grant)).collect();
         for (number, change) in &self.changes {
             match change {
@@ -307,7 +307,7 @@ impl Lapsing {
 }
 
 /// The events' indices by account: accounts sorted (so that two writers never wait for each other in a circle), each account's events in their order.
-pub(super) fn by_account(events: &[Event]) -> Vec<usize> {
+pub(crate) fn by_account(events: &[Event]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..events.len()).collect();
     order.sort_by(|left, right| events[*left].account.cmp(&events[*right].account));
     order

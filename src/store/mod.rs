@@ -5,7 +5,7 @@ pub mod billing;
 pub mod books;
 mod changes;
 mod common;
-mod effects;
+pub(crate) mod effects;
 pub mod journal;
 pub mod letters;
 mod mend;

@@ -4,6 +4,7 @@
 
 mod admission;
 mod api;
+mod billing;
 mod embedded;
 mod faults;
 mod ledger_props;

@@ -10,7 +10,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use faregate::admin::{self, AdminParts};
 use faregate::api::{self, ApiParts};
-use faregate::billing::Billing;
+use faregate::billing::{Billing, BillingParts};
 use faregate::bridge::{self, Auditor, EventLog, Pusher, RedisEvents, StoreEpochs, StoreSource};
 use faregate::config::{Config, Plan, Secret};
 use faregate::identity::Identity;
@@ -148,13 +148,21 @@ impl Ground {
         self.tasks.spawn(identity.clone().run(self.stop.clone()));
         let routes_ready = Arc::new(AtomicBool::new(true));
         let ready = routes_ready.clone();
+        let billing = Billing::new(BillingParts {
+            config: self.config.clone(),
+            store: store.clone(),
+            pusher: pusher.clone(),
+            metrics: metrics.clone(),
+            tasks: self.tasks.clone(),
+            stop: self.stop.clone(),
+        });
         let api = api::router(ApiParts {
             store: store.clone(),
             ledger: ledger.clone(),
             identity: identity.clone(),
             config: self.config.clone(),
             metrics: metrics.clone(),
-            billing: Billing::new(&self.config).map(Arc::new),
+            billing: billing.clone(),
             tasks: self.tasks.clone(),
         });
         let admin = admin::router(AdminParts {

@@ -414,6 +414,14 @@ impl BillingStore for Faulty {
         self.inner.claim_reconciliation(next_us).await
     }
 
+    async fn forget_call(&self, scope: &str) -> StoreResult<()> {
+        self.inner.forget_call(scope).await
+    }
+
+    async fn expedite_reconciliation(&self, older_us: u64) -> StoreResult<()> {
+        self.inner.expedite_reconciliation(older_us).await
+    }
+
     async fn finish_reconciliation(&self, until: Micros) -> StoreResult<()> {
         self.inner.finish_reconciliation(until).await
     }

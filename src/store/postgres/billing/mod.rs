@@ -116,12 +116,23 @@ impl BillingStore for PostgresStore {
         within!(self, |client| call_key(client, scope, fingerprint, life_us))
     }
 
+    async fn forget_call(&self, scope: &str) -> StoreResult<()> {
+        within!(self, |client| execute(client, "DELETE FROM billing_calls WHERE scope = $1", &[&scope])).map(drop)
+    }
+
     async fn claim_reconciliation(&self, next_us: u64) -> StoreResult<Option<Option<Micros>>> {
         let now = common::now();
         let update = "UPDATE billing_reconciliation SET due_at = $2 WHERE due_at <= $1 RETURNING done_until";
         let (from, until) = (time(now), time(now.saturating_add(next_us)));
         let claimed = within!(self, |client| query_opt(client, update, &[&from, &until]))?;
         Ok(claimed.map(|row| row.get::<_, Option<SystemTime>>(0).map(micros)))
+    }
+
+    async fn expedite_reconciliation(&self, older_us: u64) -> StoreResult<()> {
+        let now = common::now();
+        let update = "UPDATE billing_reconciliation SET due_at = least(due_at, $1) WHERE done_until < $2";
+        let before = time(now.saturating_sub(older_us));
+        within!(self, |client| execute(client, update, &[&time(now), &before])).map(drop)
     }
 
     async fn finish_reconciliation(&self, until: Micros) -> StoreResult<()> {

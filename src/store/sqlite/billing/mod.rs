@@ -145,6 +145,14 @@ impl BillingStore for SqliteStore {
         self.threads.write(move |tx| call_key(tx, &scope, fingerprint, life_us)).await
     }
 
+    async fn forget_call(&self, scope: &str) -> StoreResult<()> {
+        let scope = scope.to_owned();
+        let forget = move |tx: &Transaction<'_>| {
+            tx.execute("DELETE FROM billing_calls WHERE scope = ?1", [scope]).map_err(failed).map(drop)
+        };
+        self.threads.write(forget).await
+    }
+
     async fn claim_reconciliation(&self, next_us: u64) -> StoreResult<Option<Option<Micros>>> {
         let claim = move |tx: &Transaction<'_>| {
             let now = common::now();
@@ -155,6 +163,15 @@ impl BillingStore for SqliteStore {
             Ok(claimed.map(|until| until.map(uint)))
         };
         self.threads.write(claim).await
+    }
+
+    async fn expedite_reconciliation(&self, older_us: u64) -> StoreResult<()> {
+        let expedite = move |tx: &Transaction<'_>| {
+            let now = common::now();
+            let update = "UPDATE billing_reconciliation SET due_at = min(due_at, ?1) WHERE done_until < ?2";
+            tx.execute(update, params![int(now), int(now.saturating_sub(older_us))]).map_err(failed).map(drop)
+        };
+        self.threads.write(expedite).await
     }
 
     async fn finish_reconciliation(&self, until: Micros) -> StoreResult<()> {

@@ -1,0 +1,153 @@
+//! Billing against the Stripe simulator: the real binary, webhooks over HTTP.
+
+mod money;
+mod webhooks;
+
+use std::time::Duration;
+
+use faregate_sim::stripe::PriceSpec;
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::http::request;
+use crate::support::{Answer, Faregate, Options, Stripe, eventually};
+
+const SECRET: &str = "whsec_test";
+const SOON: Duration = Duration::from_secs(20);
+const CARD: &str = "pm_card_visa";
+
+const CONFIG: &str = r#"
+[plans.basic]
+credits = 400
+[[plans.basic.prices]]
+id = "price_basic"
+currency = "usd"
+interval = "month"
+amount = 1000
+
+[plans.pro]
+credits = 1000
+rollover_cap = 300
+[[plans.pro.prices]]
+id = "price_pro"
+currency = "usd"
+interval = "month"
+amount = 2000
+
+[packs.small]
+credits = 100
+[[packs.small.prices]]
+id = "price_small"
+currency = "usd"
+amount = 500
+
+[stripe]
+secret_key = "sk_test_of_the_tests"
+webhook_secrets = ["whsec_test", "whsec_next"]
+"#;
+
+/// A gateway, a Stripe, and a user with a key.
+struct Shop {
+    stripe: Stripe,
+    faregate: Faregate,
+    key: String,
+}
+
+impl Shop {
+    fn start() -> Shop {
+        let stripe = Stripe::start();
+        for (id, amount, interval) in
+            [("price_basic", 1_000, "month"), ("price_pro", 2_000, "month"), ("price_small", 500, "")]
+        {
+            stripe.price(&PriceSpec {
+                id: Some(id.into()),
+                product_name: id.into(),
+                unit_amount: amount,
+                currency: "usd".into(),
+                interval: Some(interval.to_owned()).filter(|interval| !interval.is_empty()),
+                live: false,
+            });
+        }
+        let options = Options::new().config(CONFIG).env("FAREGATE_STRIPE_API_BASE", stripe.url());
+        let faregate = Faregate::start(options);
+        stripe.endpoint(&faregate.url("/api/billing/webhook"), &[SECRET]);
+        Shop { stripe, faregate, key: String::new() }
+    }
+
+    /// With a user `ann` on no credits of her own.
+    async fn open() -> Shop {
+        let mut shop = Shop::start();
+        let made = shop.admin(Method::POST, "/admin/v1/users", Some(json!({"id": "ann"}))).await;
+        assert_eq!(made.status, StatusCode::CREATED, "{}", made.text());
+        let key = shop.admin(Method::POST, "/admin/v1/users/ann/keys", Some(json!({"name": "test"}))).await.json();
+        shop.key = key["key"].as_str().unwrap().to_owned();
+        shop
+    }
+
+    async fn admin(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let url = format!("http://{}{path}", self.faregate.admin_addr());
+        self.faregate.http.call(request(method, &url, self.faregate.admin_token(), body.as_ref())).await
+    }
+
+    async fn api(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let url = self.faregate.url(path);
+        self.faregate.http.call(request(method, &url, &self.key, body.as_ref())).await
+    }
+
+    /// A checkout's session.
+    async fn checkout(&self, body: Value) -> String {
+        let page = self.api(Method::POST, "/api/billing/checkout", Some(body)).await;
+        assert_eq!(page.status, StatusCode::CREATED, "{}", page.text());
+        assert!(page.json()["url"].as_str().unwrap().starts_with(self.stripe.url()));
+        page.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Buys, and waits for what it brings: `credits` in all.
+    async fn buy(&self, body: Value, credits: i64) {
+        let session = self.checkout(body).await;
+        self.stripe.complete_checkout(&session, CARD).unwrap();
+        self.has(credits).await;
+    }
+
+    async fn credits(&self) -> (i64, i64) {
+        let user = self.admin(Method::GET, "/admin/v1/users/ann", None).await.json();
+        (user["credits"]["available"].as_i64().unwrap_or(-1), user["credits"]["debt"].as_i64().unwrap_or(-1))
+    }
+
+    /// Waits until so much is available, beyond the five of the sign-up.
+    async fn has(&self, credits: i64) {
+        let wanted = (credits + 5, 0);
+        let mut last = (0, 0);
+        let deadline = std::time::Instant::now() + SOON;
+        while last != wanted {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{last:?} is not {wanted:?}: {}\n{}",
+                self.admin(Method::GET, "/admin/v1/events?limit=50", None).await.text(),
+                self.faregate.output()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            last = self.credits().await;
+        }
+    }
+
+    async fn subscription(&self) -> Value {
+        let shown = self.api(Method::GET, "/api/billing/subscription", None).await;
+        assert_eq!(shown.status, StatusCode::OK, "{}", shown.text());
+        shown.json()
+    }
+
+    /// The invoice of the history that is so many from the newest.
+    async fn invoice(&self, index: usize) -> Value {
+        let history = self.api(Method::GET, "/api/billing/history", None).await.json();
+        history["data"][index].clone()
+    }
+
+    async fn eventually_subscription(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        eventually(SOON, what, || async {
+            let shown = self.subscription().await;
+            holds(&shown).then_some(shown)
+        })
+        .await
+    }
+}
