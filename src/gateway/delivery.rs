@@ -132,9 +132,10 @@ pub(super) async fn deliver(
     let bodiless = reading.bodiless || length == Some(0) || head.status == StatusCode::NOT_MODIFIED;
     headers::strip_answer(&mut head.headers, route.kind(), reading.bodiless || head.status == StatusCode::NOT_MODIFIED);
     let short = match (length, &ride.meter) {
+        // A stream is read event by event, also where its length is known.
+        (_, Meter::Stream(_)) | (None, Meter::Blind) => false,
         (Some(length), _) => length <= GATHER_BYTES,
         (None, Meter::Whole(_)) => true,
-        (None, Meter::Blind | Meter::Stream(_)) => false,
     };
     let mut cost = None;
     let body = if bodiless || short {

@@ -8,6 +8,7 @@ use faregate::config::{ClientGone, Config, OnLedgerDown};
 use faregate::ledger::{Act, Connect, Ledger, LedgerError, Op, Reply, SharedLedger, Status};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -145,6 +146,27 @@ async fn a_whole_stream_by_token_is_charged_as_reported() {
     assert_eq!(rows[0].usage.output_tokens, 20);
     assert!((charged - rows[0].charged.to_string().parse::<f64>().unwrap()).abs() < 1e-6);
     assert!(!rows[0].usage.estimated);
+}
+
+/// An upstream, or a cache before it, may know how long its stream is.
+#[tokio::test]
+async fn a_stream_of_known_length_is_read_like_any_other() {
+    let events = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"hi\"}}]}\n\n\
+        data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n\
+        data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":11}}\n\ndata: [DONE]\n\n";
+    let length = events.len();
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {length}\r\n\r\n");
+    let mut tasks = JoinSet::new();
+    let (addr, _asked) = super::tls::canned(head + events, &mut tasks).await;
+    let mut config = settings(&format!("http://{addr}"));
+    by_token(&mut config);
+    let rig = Rig::start(config).await;
+    let key = rig.user("ann", "1000").await;
+    let answer = rig.http.stream(&rig.url("/v1/chat/completions"), &key, &stream("gpt")).await;
+    let (text, proper) = answer.rest().await;
+    assert!(proper && sse_data(&text).last().is_some_and(|last| last == "[DONE]"));
+    let rows = rig.usage("ann", 1).await;
+    assert_eq!((rows[0].usage.input_tokens, rows[0].usage.output_tokens, rows[0].usage.estimated), (7, 11, false));
 }
 
 #[tokio::test]

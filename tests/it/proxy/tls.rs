@@ -134,7 +134,11 @@ async fn an_upstream_with_a_certificate_of_nobodys_is_not_talked_to() {
 }
 
 /// Answers every connection's first request with these bytes, and hands back what it was asked.
-async fn canned(answer: &'static str, tasks: &mut JoinSet<()>) -> (SocketAddr, tokio::sync::mpsc::Receiver<String>) {
+pub(super) async fn canned(
+    answer: impl Into<String>,
+    tasks: &mut JoinSet<()>,
+) -> (SocketAddr, tokio::sync::mpsc::Receiver<String>) {
+    let answer = answer.into();
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
     let (heard, asked) = tokio::sync::mpsc::channel(8);
@@ -169,11 +173,11 @@ async fn ask(answer: &'static str, extra: &str) -> (String, String, Rig) {
 
 #[tokio::test]
 async fn trailers_pass_to_whoever_says_so() {
-    let answer =
-        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n2\r\nhi\r\n0\r\nx-sum: 7\r\n\r\n";
+    let answer = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum, x-credits-cost\r\n\r\n2\r\nhi\r\n0\r\n\
+                  x-credits-cost: 0\r\nx-sum: 7\r\n\r\n";
     let (got, asked, _rig) = ask(answer, "te: trailers\r\n").await;
     assert!(asked.contains("te: trailers\r\n"), "{asked}");
-    assert!(got.contains("trailer: x-sum\r\n") && got.ends_with("0\r\nx-sum: 7\r\n\r\n"), "{got}");
+    assert!(got.contains("trailer: x-sum, x-credits-cost\r\n") && got.ends_with("0\r\nx-sum: 7\r\n\r\n"), "{got}");
     let (got, _, rig) = ask(answer, "").await;
     assert!(got.ends_with("0\r\n\r\n"), "{got}");
     assert_eq!(rig.idle("ann").await.available.to_string(), "8");
