@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 
-targets=${FUZZ_TARGETS:-sse_meter request_estimator headers}
+targets=${FUZZ_TARGETS:-sse_meter request_estimator headers http1_answer}
 # A target of its own keeps build scripts and macros free of these flags.
 host=$(rustc -vV | sed -n 's/^host: //p')
 export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cllvm-args=-sanitizer-coverage-level=4

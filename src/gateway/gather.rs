@@ -13,6 +13,9 @@ use crate::credits::Credits;
 
 /// Whole answers up to this size are read before their head leaves: one write instead of two, and the cost in a header.
 pub(super) const GATHER_BYTES: u64 = 64 * 1024;
+/// And of so many pieces: a tiny piece may keep all of the read alive that brought it.
+const GATHER_PIECES: usize = 256;
+
 /// What came of reading an answer before its head leaves.
 pub(super) enum Gathered {
     Whole {
@@ -20,11 +23,11 @@ pub(super) enum Gathered {
         trailers: Option<HeaderMap>,
         cost: Credits,
     },
-    /// It is larger than that; what was read is in the queue.
+    /// It is larger than that, or in more pieces; what was read is in the queue.
     Larger(Box<Answer>),
 }
 
-/// Counts its bytes against [`GATHER_BYTES`] and, dropped, leaves nothing unpaid.
+/// Dropped, leaves nothing unpaid.
 struct Gathering(Option<Box<Ride>>);
 
 impl Drop for Gathering {
@@ -48,7 +51,7 @@ pub(super) async fn gather(ride: Box<Ride>) -> Result<Gathered, Refusal> {
                 }
                 size += data.len() as u64;
                 frames.push(data);
-                if size > GATHER_BYTES
+                if (size > GATHER_BYTES || frames.len() > GATHER_PIECES)
                     && let Some(ride) = guard.0.take()
                 {
                     return Ok(Gathered::Larger(Box::new(Answer::resumed(ride, frames))));

@@ -1,7 +1,10 @@
-//! What holds for any headers whatever: called by a fuzz target, and by a property test of the same.
+//! What holds for any headers and any answer whatever: called by fuzz targets, and by property tests of the same.
+
+mod http1_answer;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+pub use self::http1_answer::http1_answer;
 use super::headers::{ConnectionOptions, Forwarding, client_request_id, forward, strip_answer};
 use super::meter::invariants::{Violation, holds};
 use super::target::Target;

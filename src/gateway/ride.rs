@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 
 use super::fare::{CLIENT_GONE, End, Fare};
+use super::headers;
 use super::http1::{Broken, Part};
 use super::meter::{AnswerMeter, StreamMeter, Tally};
 use super::outcome::Outcome;
@@ -65,7 +66,11 @@ impl Ride {
                 }
                 Step::Data(data)
             }
-            Ok(Part::Trailers(trailers)) => Step::Trailers(trailers),
+            Ok(Part::Trailers(mut trailers)) => {
+                // What is not for the client in the head is not for it here.
+                headers::strip_answer(&mut trailers, self.fare.route.kind(), false);
+                Step::Trailers(trailers)
+            }
             Ok(Part::End) => {
                 self.read();
                 Step::End

@@ -24,7 +24,7 @@ pub(super) enum Body {
 
 /// What can be said of a body with the bytes that are here.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Piece {
+pub(in crate::gateway) enum Piece {
     Data(Bytes),
     Trailers(HeaderMap),
     Over,
@@ -129,7 +129,14 @@ fn chunk_size(received: &mut BytesMut) -> Result<Option<u64>, Garbled> {
         return if endless { Err(Garbled("a chunk's size without end")) } else { Ok(None) };
     };
     let line = within[..end].strip_suffix(b"\r").ok_or(Garbled("a line without its CR"))?;
-    let size = line.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii_end();
+    let mut size = line.split(|byte| *byte == b';').next().unwrap_or_default();
+    while let [rest @ .., b' ' | b'\t'] = size {
+        size = rest;
+    }
+    // Some read a lone CR as a line's end.
+    if line.contains(&b'\r') {
+        return Err(Garbled("a lone CR in a chunk's line"));
+    }
     if size.is_empty() || !size.iter().all(u8::is_ascii_hexdigit) {
         return Err(Garbled("a chunk's size that is none"));
     }
@@ -205,6 +212,9 @@ mod tests {
             "10000000000000000\r\n",
             "-1\r\n",
             " 5\r\n",
+            "5\x0c\r\nhello",
+            "5\r\r\nhello",
+            "5;a\rb\r\nhello",
         ] {
             for piece in [1, 100] {
                 assert!(read(Framing::Chunked, text, piece).is_err(), "{text:?}");

@@ -13,6 +13,8 @@ use super::Garbled;
 pub(super) const MAX_HEAD_BYTES: usize = 256 * 1024;
 /// Fields in an answer's head, at most.
 const MAX_FIELDS: usize = 128;
+/// Heads of status 1xx before an answer. Without a bound they could come faster than any clock is looked at.
+const MAX_INTERIM_HEADS: usize = 100;
 /// Room for what the gateway itself says in an answer.
 const OWN_FIELDS: usize = 6;
 
@@ -35,7 +37,9 @@ pub(super) struct Head {
 
 /// Writes a request's first line and its host. Other fields follow by [`write_field`], and an empty line.
 pub(super) fn begin(out: &mut Vec<u8>, method: &Method, path: &uri::PathAndQuery, host: &HeaderValue) {
-    for part in [method.as_str().as_bytes(), b" ", path.as_str().as_bytes(), b" HTTP/1.1\r\nhost: ", host.as_bytes()] {
+    // A URL may have a query and no path; a request's line may not.
+    let slash: &[u8] = if path.as_str().starts_with('?') { b" /" } else { b" " };
+    for part in [method.as_str().as_bytes(), slash, path.as_str().as_bytes(), b" HTTP/1.1\r\nhost: ", host.as_bytes()] {
         out.extend_from_slice(part);
     }
     out.extend_from_slice(b"\r\n");
@@ -54,13 +58,18 @@ pub(super) fn write_field(out: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Takes the next head off what was received; `None` while it is incomplete. Heads of status 1xx only announce another.
-pub(super) fn parse(received: &mut BytesMut, answers_head: bool) -> Result<Option<Head>, Garbled> {
+/// Takes the next head off what was received; `None` while it is incomplete. Heads of status 1xx only announce another,
+/// and are counted in `interim`.
+pub(super) fn parse(received: &mut BytesMut, answers_head: bool, interim: &mut usize) -> Result<Option<Head>, Garbled> {
     while let Some((status, version, headers)) = parse_one(received)? {
         if status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Garbled("an answer of status 101 to a request that asked for nothing of the kind"));
         }
         if status.is_informational() {
+            *interim += 1;
+            if *interim > MAX_INTERIM_HEADS {
+                return Err(Garbled("announcements without an answer"));
+            }
             continue;
         }
         let (framing, keep) = framing(status, version, &headers, answers_head)?;
@@ -115,11 +124,13 @@ fn framing(
     answers_head: bool,
 ) -> Result<(Framing, bool), Garbled> {
     let keep = persists(version, headers);
-    if answers_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED {
-        return Ok((Framing::Length(0), keep));
-    }
     let length = content_length(headers)?;
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    if answers_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED {
+        // A body that is named may be sent although none belongs here, and would be taken for the next answer.
+        let named = length.is_some_and(|length| length > 0) || codings.next().is_some();
+        return Ok((Framing::Length(0), keep && !named));
+    }
     if let Some(coding) = codings.next() {
         // We offer no other coding, so none may be used (RFC 9110 §10.1.4).
         let chunked = coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
@@ -135,15 +146,14 @@ fn framing(
     })
 }
 
-/// RFC 9112 §9.3.
+/// RFC 9112 §9.3: `close` decides, whatever else is said.
 fn persists(version: Version, headers: &HeaderMap) -> bool {
-    let mut options =
-        headers.get_all(header::CONNECTION).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
-    let named = |name: &[u8], option: &[u8]| option.trim_ascii().eq_ignore_ascii_case(name);
-    if version == Version::HTTP_10 {
-        return options.any(|option| named(b"keep-alive", option));
-    }
-    !options.any(|option| named(b"close", option))
+    let named = |name: &[u8]| {
+        let mut options =
+            headers.get_all(header::CONNECTION).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(name))
+    };
+    !named(b"close") && (version != Version::HTTP_10 || named(b"keep-alive"))
 }
 
 /// The same value several times counts as one (RFC 9110 §8.6).
@@ -162,9 +172,13 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Garbled> {
     Ok(length)
 }
 
-/// Reads a block of trailers that ends with an empty line; `length` is the whole block's.
+/// Reads a block of trailers that ends with an empty line.
 pub(super) fn trailers(block: &Bytes) -> Result<HeaderMap, Garbled> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    // An empty line that a lone LF ends would hide what follows it.
+    if memchr::memchr_iter(b'\n', block).any(|at| at == 0 || block[at - 1] != b'\r') {
+        return Err(Garbled("a line without its CR"));
+    }
     let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(block, &mut fields) else {
         return Err(Garbled("trailers that are none"));
     };
@@ -180,7 +194,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Option<Head>, Garbled> {
-        parse(&mut BytesMut::from(text), false)
+        parse(&mut BytesMut::from(text), false, &mut 0)
     }
 
     fn framed(text: &str) -> (Framing, bool) {
@@ -198,15 +212,53 @@ mod tests {
         assert_eq!(of(""), (Framing::Close, false));
         assert_eq!(of("content-length: 5\r\nconnection: foo, Close\r\n"), (Framing::Length(5), false));
         assert_eq!(framed("HTTP/1.1 204 No Content\r\n\r\n"), (Framing::Length(0), true));
-        assert_eq!(framed("HTTP/1.1 304 Not Modified\r\ncontent-length: 9\r\n\r\n"), (Framing::Length(0), true));
+        assert_eq!(framed("HTTP/1.1 304 Not Modified\r\ncontent-length: 0\r\n\r\n"), (Framing::Length(0), true));
         assert_eq!(framed("HTTP/1.0 200 OK\r\ncontent-length: 1\r\n\r\n"), (Framing::Length(1), false));
         let kept = "HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 1\r\n\r\n";
         assert_eq!(framed(kept), (Framing::Length(1), true));
-        let head = parse(&mut BytesMut::from("HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n"), true).unwrap().unwrap();
+        let both = kept.replace("keep-alive", "keep-alive, close");
+        assert_eq!(framed(&both), (Framing::Length(1), false));
+        let head =
+            parse(&mut BytesMut::from("HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n"), true, &mut 0).unwrap().unwrap();
         assert_eq!(
             (head.framing, head.parts.headers[header::CONTENT_LENGTH].as_bytes()),
             (Framing::Length(0), &b"7"[..])
         );
+    }
+
+    /// A broken upstream sends the body that it names, and it would be somebody else's answer.
+    #[test]
+    fn a_body_where_none_belongs_ends_the_connection() {
+        for fields in ["content-length: 9\r\n", "transfer-encoding: chunked\r\n"] {
+            for status in ["204 No Content", "304 Not Modified"] {
+                let answer = format!("HTTP/1.1 {status}\r\n{fields}\r\n");
+                assert_eq!(framed(&answer), (Framing::Length(0), false), "{answer}");
+            }
+            let answer = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
+            let head = parse(&mut BytesMut::from(answer.as_str()), true, &mut 0).unwrap().unwrap();
+            assert_eq!((head.framing, head.keep), (Framing::Length(0), false), "{answer}");
+        }
+        let head = parse(&mut BytesMut::from("HTTP/1.1 200 OK\r\n\r\n"), true, &mut 0).unwrap().unwrap();
+        assert!(head.keep);
+    }
+
+    #[test]
+    fn announcements_have_an_end() {
+        let mut received = BytesMut::from("HTTP/1.1 103 Early Hints\r\n\r\n".repeat(MAX_INTERIM_HEADS).as_str());
+        let mut interim = 0;
+        assert!(parse(&mut received, false, &mut interim).unwrap().is_none());
+        received.extend_from_slice(b"HTTP/1.1 103 Early Hints\r\n\r\n");
+        assert!(parse(&mut received, false, &mut interim).is_err());
+    }
+
+    #[test]
+    fn a_request_is_asked_for_by_a_path() {
+        let host = HeaderValue::from_static("upstream");
+        for (path, asked) in [("/a?b", "/a?b"), ("?b", "/?b"), ("*", "*")] {
+            let mut out = Vec::new();
+            begin(&mut out, &Method::GET, &uri::PathAndQuery::from_static(path), &host);
+            assert_eq!(String::from_utf8(out).unwrap(), format!("GET {asked} HTTP/1.1\r\nhost: upstream\r\n"));
+        }
     }
 
     #[test]
@@ -227,7 +279,7 @@ mod tests {
         assert!(read("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").is_err());
         assert!(read("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n").is_err());
         assert!(read("SSH-2.0-OpenSSH\r\n").is_err());
-        assert!(parse(&mut BytesMut::from(&b"HTTP/1.1 200 OK\r\nx: "[..]), false).unwrap().is_none());
+        assert!(parse(&mut BytesMut::from(&b"HTTP/1.1 200 OK\r\nx: "[..]), false, &mut 0).unwrap().is_none());
         let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(MAX_HEAD_BYTES));
         assert!(read(&endless).is_err());
     }
@@ -236,14 +288,14 @@ mod tests {
     fn what_follows_a_head_stays() {
         let text = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\nA: 1\r\na: 2\r\n\r\nrest";
         let mut received = BytesMut::from(text);
-        let head = parse(&mut received, false).unwrap().unwrap();
+        let head = parse(&mut received, false, &mut 0).unwrap().unwrap();
         assert_eq!(head.parts.status, StatusCode::OK);
         let values: Vec<&HeaderValue> = head.parts.headers.get_all("a").iter().collect();
         assert_eq!(values, ["1", "2"]);
         assert!(!head.parts.headers.contains_key("link"));
         assert_eq!(&received[..], b"rest");
         for cut in 0..text.len() - "rest".len() {
-            assert!(parse(&mut BytesMut::from(&text.as_bytes()[..cut]), false).unwrap().is_none(), "{cut}");
+            assert!(parse(&mut BytesMut::from(&text.as_bytes()[..cut]), false, &mut 0).unwrap().is_none(), "{cut}");
         }
     }
 
@@ -251,5 +303,6 @@ mod tests {
     fn trailers_are_fields() {
         let trailers = trailers(&Bytes::from_static(b"A: 1\r\nb: 2\r\n\r\n")).unwrap();
         assert_eq!((&trailers["a"], &trailers["b"]), (&HeaderValue::from_static("1"), &HeaderValue::from_static("2")));
+        assert!(super::trailers(&Bytes::from_static(b"A: 1\r\n\nb: 2\r\n\r\n")).is_err());
     }
 }

@@ -7,8 +7,10 @@
 
 mod body;
 mod head;
+mod reader;
 
 use std::cell::RefCell;
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -16,14 +18,15 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, response, uri};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_rustls::client::TlsStream;
 
-use self::body::{Body, Piece};
+pub(super) use self::body::Piece;
+pub(super) use self::reader::Reader;
 
 /// What one read may bring.
 const READ_BYTES: usize = 32 * 1024;
@@ -35,7 +38,7 @@ const HEAD_BYTES: usize = 1_024;
 /// Bytes that are not an HTTP/1.1 answer; the text says why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the upstream sent {0}")]
-pub(super) struct Garbled(&'static str);
+pub(super) struct Garbled(pub(super) &'static str);
 
 /// Why an answer does not come, or not to its end.
 #[derive(Debug, thiserror::Error)]
@@ -52,10 +55,9 @@ pub(super) enum Broken {
 
 /// Where a worker's connections write their heads and read what comes, one after another: no connection needs room of
 /// its own while it waits.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Scratch(Rc<RefCell<Room>>);
 
-#[derive(Debug)]
 struct Room {
     written: Vec<u8>,
     read: Box<[u8]>,
@@ -65,6 +67,13 @@ impl Scratch {
     pub(super) fn new() -> Scratch {
         let written = Vec::with_capacity(HEAD_BYTES);
         Scratch(Rc::new(RefCell::new(Room { written, read: vec![0; READ_BYTES].into() })))
+    }
+}
+
+/// What was written holds the upstream's key.
+impl fmt::Debug for Scratch {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Scratch")
     }
 }
 
@@ -118,22 +127,24 @@ impl Fields<'_> {
 }
 
 /// A connection that carries one request at a time.
-#[derive(Debug)]
 pub(super) struct Connection<G> {
     wire: Wire,
     scratch: Scratch,
     /// Of the request, what is not written yet.
     unsent: Unsent,
-    received: BytesMut,
-    body: Body,
-    answers_head: bool,
-    /// May carry another request once this one is over.
-    keep: bool,
+    reader: Reader,
     alarm: Alarm,
     _guard: G,
 }
 
-#[derive(Debug, Default)]
+/// Of what is sent and received nothing: heads hold keys, and bodies are nobody's business.
+impl<G> fmt::Debug for Connection<G> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Connection").field("wire", &self.wire).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
 struct Unsent {
     head: Bytes,
     body: Bytes,
@@ -147,10 +158,7 @@ impl<G> Connection<G> {
             wire,
             scratch,
             unsent: Unsent::default(),
-            received: BytesMut::new(),
-            body: Body::Over,
-            answers_head: false,
-            keep: true,
+            reader: Reader::new(),
             alarm: Alarm::default(),
             _guard: guard,
         }
@@ -164,7 +172,7 @@ impl<G> Connection<G> {
 
     /// The answer is over, and another request may follow.
     pub(super) fn is_reusable(&self) -> bool {
-        self.keep && self.body.is_over() && self.received.is_empty() && self.unsent.is_empty()
+        self.reader.is_reusable() && self.unsent.is_empty()
     }
 
     /// Begins a request: writes it as far as the line takes it. The rest follows as its answer is awaited.
@@ -183,9 +191,7 @@ impl<G> Connection<G> {
         if joined {
             out.extend_from_slice(&body);
         }
-        self.answers_head = *line.method == Method::HEAD;
-        self.body = Body::Over;
-        self.keep = false;
+        self.reader.expect(*line.method == Method::HEAD);
         self.unsent.flush = true;
         self.unsent.body = if joined { Bytes::new() } else { body };
         // Most requests leave here, at once; whoever awaits the answer is woken where one does not.
@@ -210,23 +216,21 @@ impl<G> Connection<G> {
         // A request that is not taken may be answered all the same: that it came to nothing shows when reading does.
         let sent = self.poll_unsent(context);
         loop {
-            if !self.received.is_empty()
-                && let Some(head) = head::parse(&mut self.received, self.answers_head)?
-            {
-                self.body = Body::new(head.framing);
-                self.keep = head.keep;
+            if let Some(parts) = self.reader.head()? {
                 self.alarm.rest();
-                return Poll::Ready(Ok(head.parts));
+                return Poll::Ready(Ok(parts));
             }
-            match self.poll_receive(context) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(Broken::Closed)),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+            let broken: Broken = match self.poll_receive(context) {
+                Poll::Ready(Ok(0)) => Broken::Closed,
+                Poll::Ready(Ok(_)) => continue,
+                Poll::Ready(Err(error)) => error.into(),
                 Poll::Pending => match sent {
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+                    Poll::Ready(Err(error)) => error.into(),
                     _ => break,
                 },
-            }
+            };
+            // Only what nothing was said to may be asked again.
+            return Poll::Ready(Err(if self.reader.began() { Garbled("half a head").into() } else { broken }));
         }
         ready!(self.alarm.poll(context, limit));
         Poll::Ready(Err(Broken::TimedOut))
@@ -235,7 +239,7 @@ impl<G> Connection<G> {
     /// The next piece of the answer's body; silence ends it after `idle`.
     pub(super) fn poll_body(&mut self, context: &mut Context<'_>, idle: Duration) -> Poll<Result<Part, Broken>> {
         loop {
-            match self.body.next(&mut self.received)? {
+            match self.reader.piece()? {
                 Piece::Data(data) => return Poll::Ready(Ok(Part::Data(data))),
                 Piece::Trailers(trailers) => return Poll::Ready(Ok(Part::Trailers(trailers))),
                 Piece::Over => {
@@ -247,7 +251,7 @@ impl<G> Connection<G> {
             // What was not sent when the answer began still goes out; an upstream that no longer wants it says so.
             let _ = self.poll_unsent(context);
             match self.poll_receive(context) {
-                Poll::Ready(Ok(0)) if self.body.closed() => {}
+                Poll::Ready(Ok(0)) if self.reader.closed() => {}
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(Broken::Closed)),
                 Poll::Ready(Ok(_)) => self.alarm.rest(),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
@@ -260,12 +264,12 @@ impl<G> Connection<G> {
 
     /// Everything of the body was read.
     pub(super) fn is_over(&self) -> bool {
-        self.body.is_over()
+        self.reader.is_over()
     }
 
     /// Bytes of the body still to come, where that is known.
     pub(super) fn left(&self) -> Option<u64> {
-        self.body.left()
+        self.reader.left()
     }
 
     fn poll_unsent(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -292,14 +296,8 @@ impl<G> Connection<G> {
         let mut room = self.scratch.0.borrow_mut();
         let mut buffer = ReadBuf::new(&mut room.read);
         ready!(self.wire.poll_read(context, &mut buffer))?;
-        let filled = buffer.filled();
-        if self.received.is_empty() {
-            // No more than it needs: a stream may wait for long with the next piece half received.
-            self.received = BytesMut::from(filled);
-        } else {
-            self.received.extend_from_slice(filled);
-        }
-        Poll::Ready(Ok(filled.len()))
+        self.reader.receive(buffer.filled());
+        Poll::Ready(Ok(buffer.filled().len()))
     }
 }
 

@@ -133,7 +133,6 @@ async fn a_large_body_arrives_whole() {
 async fn an_answer_that_breaks_off_is_broken() {
     let broken = [
         "",
-        "HTTP/1.1 200",
         "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhell",
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
     ];
@@ -156,6 +155,40 @@ async fn an_answer_that_breaks_off_is_broken() {
     head(&mut connection).await.unwrap();
     assert_eq!(text(&mut connection).await.unwrap(), "to the end");
     assert!(!connection.is_reusable());
+}
+
+/// An upstream that began to answer has the request: it is not asked again.
+#[tokio::test]
+async fn an_answer_that_began_is_not_taken_for_none() {
+    for answer in ["H", "HTTP/1.1 200 OK\r\nx: ", "HTTP/1.1 103 Early Hints\r\n\r\n"] {
+        let (mut connection, mut theirs) = pair().await;
+        send(&mut connection, &Method::POST, Bytes::from_static(b"body"));
+        theirs.write_all(answer.as_bytes()).await.unwrap();
+        theirs.shutdown().await.unwrap();
+        let broken = head(&mut connection).await;
+        assert!(matches!(broken, Err(Broken::Garbled(_))), "{answer}: {broken:?}");
+    }
+}
+
+/// Announcements that come faster than the connection waits for would keep its clock from being looked at.
+#[tokio::test]
+async fn a_flood_of_announcements_ends() {
+    let (mut connection, mut theirs) = pair().await;
+    send(&mut connection, &Method::GET, Bytes::new());
+    let flood = async { while theirs.write_all(b"HTTP/1.1 102 Processing\r\n\r\n").await.is_ok() {} };
+    let answer = tokio::select! {
+        answer = head(&mut connection) => answer,
+        () = flood => unreachable!("the connection is open"),
+    };
+    assert!(matches!(answer, Err(Broken::Garbled(_))), "{answer:?}");
+}
+
+#[tokio::test]
+async fn nothing_sent_or_received_is_in_what_is_logged() {
+    let (mut connection, _theirs) = pair().await;
+    send(&mut connection, &Method::POST, Bytes::from(vec![b'x'; 64 << 20]));
+    let text = format!("{connection:?} {:?}", connection.scratch);
+    assert!(!text.contains("xxx") && !text.contains("x-a"), "{}", &text[..text.len().min(400)]);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Meters a whole JSON answer.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 
 use super::json::{Each, Object, Present, TextLength};
@@ -9,12 +9,18 @@ use super::scan::members;
 use super::usage::{Progress, Usage};
 use super::{Endpoint, Inspection, Tally};
 
+/// Pieces shorter than this are copied together: to keep a tiny one costs more than itself, and it may keep alive all of
+/// the read that brought it.
+const MIN_REFERENCED_BYTES: usize = 1_024;
+
 /// Keeps an answer's chunks by reference up to `metering.max_answer_bytes`, and reads their usage at the end. A larger
 /// answer, or one that is no JSON, is estimated from its size.
 #[derive(Debug)]
 pub struct AnswerMeter {
     endpoint: Endpoint,
     chunks: Vec<Bytes>,
+    /// Short pieces, after the chunks.
+    short: BytesMut,
     bytes: usize,
     max_bytes: usize,
     images_asked: u64,
@@ -61,6 +67,7 @@ impl AnswerMeter {
         AnswerMeter {
             endpoint,
             chunks: Vec::new(),
+            short: BytesMut::new(),
             bytes: 0,
             max_bytes: request.max_answer_bytes,
             images_asked: request.images,
@@ -81,13 +88,24 @@ impl AnswerMeter {
         self.bytes = self.bytes.saturating_add(chunk.len());
         if self.bytes > self.max_bytes {
             self.chunks = Vec::new();
+            self.short = BytesMut::new();
+        } else if !self.chunks.is_empty() && chunk.len() < MIN_REFERENCED_BYTES {
+            self.short.extend_from_slice(chunk);
         } else if !chunk.is_empty() {
+            self.close_short();
             self.chunks.push(chunk.clone());
+        }
+    }
+
+    fn close_short(&mut self) {
+        if !self.short.is_empty() {
+            self.chunks.push(self.short.split().freeze());
         }
     }
 
     /// What the answer used; call it when the answer is over, or was left.
     pub fn finish(mut self) -> Tally {
+        self.close_short();
         // One copy costs less than reading JSON byte by byte across chunks.
         let joined: Bytes = match self.chunks.as_mut_slice() {
             [] => Bytes::new(),
@@ -95,12 +113,16 @@ impl AnswerMeter {
             many => many.concat().into(),
         };
         if !self.reported(&joined) {
-            match serde_json::from_slice::<Object<Answer>>(&joined).ok().and_then(|answer| answer.0) {
-                Some(answer) => self.read(&answer),
-                None => self.guess(),
-            }
+            self.whole(&joined);
         }
         self.progress.tally()
+    }
+
+    fn whole(&mut self, answer: &[u8]) {
+        match serde_json::from_slice::<Object<Answer>>(answer).ok().and_then(|answer| answer.0) {
+            Some(answer) => self.read(&answer),
+            None => self.guess(),
+        }
     }
 
     /// Reads what most answers say about themselves; then their text need not be looked at.
@@ -141,6 +163,8 @@ impl AnswerMeter {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::config;
     use crate::pricing::Tokens;
@@ -214,5 +238,88 @@ mod tests {
     fn an_error_is_no_output() {
         let failed = tally(Endpoint::Chat, r#"{"error":{"message":"a long story about what went wrong"}}"#);
         assert_eq!((failed.failed, failed.tokens), (true, Tokens::default()));
+    }
+    /// An answer in the smallest pieces costs no more memory than its text.
+    #[test]
+    fn tiny_pieces_are_kept_together() {
+        let mut pieces = meter(Endpoint::Chat, r#"{"model":"m"}"#);
+        let text = format!(r#"{{"x":"{}","usage":{{"prompt_tokens":1,"completion_tokens":2}}}}"#, "y".repeat(5_000));
+        text.as_bytes().chunks(1).for_each(|chunk| pieces.push(&Bytes::copy_from_slice(chunk)));
+        pieces.push(&Bytes::from(vec![b' '; 2 * MIN_REFERENCED_BYTES]));
+        assert_eq!(pieces.chunks.len(), 3);
+        let tally = pieces.finish();
+        assert_eq!((tally.reported, tally.tokens.output), (true, 2));
+    }
+
+    fn json() -> BoxedStrategy<String> {
+        let leaf = prop_oneof![
+            Just("null".to_owned()),
+            Just("true".to_owned()),
+            Just("-1.5e3".to_owned()),
+            "[0-9]".prop_map(|digit| digit),
+            r#""([a-z{}\[\]:, ]|\\\\|\\"|\\u0075|"usage":){0,6}""#
+                .prop_filter("valid JSON", |text| { serde_json::from_str::<String>(text).is_ok() }),
+        ];
+        leaf.prop_recursive(4, 24, 4, |value| {
+            prop_oneof![
+                prop::collection::vec(value.clone(), 0..4).prop_map(|values| format!("[{}]", values.join(" ,"))),
+                members(value.boxed()),
+            ]
+        })
+        .boxed()
+    }
+
+    fn members(value: BoxedStrategy<String>) -> impl Strategy<Value = String> {
+        let usage = "\\{\"(prompt|input)_tokens\": ?[0-9]{1,3},\"(completion|output)_tokens\":[0-9]{1,3}\\}";
+        let member = prop_oneof![
+            3 => ("(usage|us\\\\u0061ge|choices|content|output|data|message|error|x|total_tokens)", value.clone()),
+            2 => (Just("usage".to_owned()), usage),
+            1 => (Just("error".to_owned()), Just("null".to_owned())),
+        ];
+        prop::collection::vec((member, "[ \t\r\n]{0,2}"), 0..5).prop_map(|members| {
+            let member = |((name, value), space): &((String, String), String)| {
+                format!("{space}\"{name}\"{space}:{space}{value}{space}")
+            };
+            format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(","))
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// The short way to the usage is as good as reading everything. Only where the long way finds no object that it
+        /// can read, a member that comes twice, say, does the short one know more: what the upstream reports.
+        #[test]
+        fn usage_found_is_usage_read(answer in members(json()), number in 0..ENDPOINTS.len()) {
+            let request = r#"{"model":"m","max_tokens":1000,"max_output_tokens":1000,"n":2,"input":"a"}"#;
+            let mut found = meter(ENDPOINTS[number], request);
+            found.push(&Bytes::from(answer.clone()));
+            let mut read = meter(ENDPOINTS[number], request);
+            read.bytes = answer.len();
+            read.whole(answer.as_bytes());
+            let (found, read) = (found.finish(), read.progress.tally());
+            if serde_json::from_str::<Object<super::Answer>>(&answer).is_ok() {
+                prop_assert_eq!(found, read);
+            } else if found != read {
+                let usage = members_of(&answer, ["usage", "error"]).and_then(|[usage, _]| usage).unwrap();
+                let usage: Usage = serde_json::from_slice(usage).unwrap();
+                let mut alone = meter(ENDPOINTS[number], request);
+                alone.progress.report(&usage, true);
+                prop_assert_eq!(found.tokens.input, alone.progress.tally().tokens.input);
+            }
+        }
+    }
+
+    const ENDPOINTS: [Endpoint; 6] = [
+        Endpoint::Chat,
+        Endpoint::Completions,
+        Endpoint::Responses,
+        Endpoint::Embeddings,
+        Endpoint::Images,
+        Endpoint::Messages,
+    ];
+
+    fn members_of<'j, const N: usize>(json: &'j str, names: [&str; N]) -> Option<[Option<&'j [u8]>; N]> {
+        super::members(json.as_bytes(), names)
     }
 }
