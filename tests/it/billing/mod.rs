@@ -1,5 +1,6 @@
 //! Billing against the Stripe simulator: the real binary, webhooks over HTTP.
 
+mod lost;
 mod money;
 mod webhooks;
 
