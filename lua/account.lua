@@ -31,6 +31,9 @@ local events = {}
 -- Whether the operation changed the account; set by whatever changes one.
 local changed = false
 
+-- Numbers that go over Lua's stack at once; it takes 8,000 values.
+local PIECE = 4000
+
 -- By the count of numbers.
 local formats = {}
 
@@ -43,18 +46,35 @@ local function format_of(count)
   return format
 end
 
+-- The rest of an account of more than one piece.
+local function read_on(account, packed, count)
+  for first = PIECE, count - 1, PIECE do
+    local size = math.min(PIECE, count - first)
+    local piece = {struct.unpack(format_of(size), packed, first * 8 + 1)}
+    for i = 1, size do account[first + i] = piece[i] end
+  end
+end
+
 local function read_account(packed)
   local count = #packed / 8
-  local account = {struct.unpack(format_of(count), packed)}
+  local size = math.min(PIECE, count)
+  local account = {struct.unpack(format_of(size), packed)}
   -- The last thing that struct.unpack answers is where it stopped.
-  account[count + 1] = nil
+  account[size + 1] = nil
+  if size < count then read_on(account, packed, count) end
   if account[1] ~= VERSION or not account[LAST] then error('not an account') end
   return account
 end
 
 local function pack_account(account)
   local count = #account
-  return struct.pack(format_of(count), unpack(account, 1, count))
+  if count <= PIECE then return struct.pack(format_of(count), unpack(account, 1, count)) end
+  local pieces = {}
+  for first = 1, count, PIECE do
+    local last = math.min(first + PIECE - 1, count)
+    pieces[#pieces + 1] = struct.pack(format_of(last - first + 1), unpack(account, first, last))
+  end
+  return table.concat(pieces)
 end
 
 local function drawable(account)

@@ -5,6 +5,7 @@
 
 mod driver;
 mod embedded;
+mod many_grants;
 mod model;
 mod redis;
 mod runner;
