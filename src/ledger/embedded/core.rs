@@ -26,6 +26,9 @@ const SHARDS: usize = 64;
 /// when their account is parked.
 const MAX_RECORDS: usize = 1_000_000;
 
+/// The backlog may take so many bytes for each event that it may have: two to three times what a request's takes.
+const EVENT_BYTES: u64 = 1_024;
+
 pub(super) struct Core {
     shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
@@ -98,6 +101,7 @@ impl Core {
 
     pub(super) fn backlogged(&self) -> bool {
         self.outbox.backlog() + self.outbox.unfolded() >= self.max_backlog
+            || self.outbox.bytes() >= self.max_backlog.saturating_mul(EVENT_BYTES)
     }
 
     /// Whether the store has taken nothing for too long.

@@ -19,6 +19,9 @@ use crate::telemetry::Metrics;
 /// Number of an entry of this process, from 1; 0: before all.
 pub(super) type Position = u64;
 
+/// What an entry takes beside its events' usage, in bytes.
+const ENTRY_BYTES: u64 = 256;
+
 /// An answer that leaves once what it says is in the store.
 pub(super) struct Waiter {
     pub sender: oneshot::Sender<Result<Answer, LedgerError>>,
@@ -37,7 +40,7 @@ impl Waiter {
 /// The event log of the embedded ledger, in memory. Entries leave it once the store has them.
 ///
 /// What it may hold is bounded by the ledger, which takes no new work past `max_backlog` events here and unfolded in the
-/// store; beyond that only the settles of holds that are there already come in, and billing changes.
+/// store, nor past a kilobyte for each of so many; beyond that only the settles of holds that are there already come in, and billing changes.
 pub struct Outbox {
     state: Mutex<State>,
     filled: Notify,
@@ -51,6 +54,8 @@ pub struct Outbox {
     folded: AtomicU64,
     /// Events that are safe in the store and not in its tables.
     unfolded: AtomicU64,
+    /// About what all of that takes: in memory, and then in the store's journal.
+    bytes: AtomicU64,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
 }
@@ -58,14 +63,22 @@ pub struct Outbox {
 #[derive(Default)]
 struct State {
     entries: VecDeque<Entry>,
-    /// Of each acknowledged group of entries that is not folded: the last one's position, and how many events.
-    unfolded: VecDeque<(Position, u64)>,
+    /// Each acknowledged group of entries that is not folded.
+    unfolded: VecDeque<Group>,
     /// Position of the last entry made.
     last: Position,
     /// Where the store's cursor stood when this process began: an entry's number is its position after that.
     base: Option<Cursor>,
     /// When the batch under way was read.
     read_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy)]
+struct Group {
+    /// Position of its last entry.
+    last: Position,
+    events: u64,
+    bytes: u64,
 }
 
 struct Entry {
@@ -85,6 +98,7 @@ impl Outbox {
             acknowledged: AtomicU64::new(0),
             folded: AtomicU64::new(0),
             unfolded: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
             clock,
             metrics,
         }
@@ -93,6 +107,7 @@ impl Outbox {
     /// Adds what one operation did. Call with the account's lock held: that keeps each account's events in order.
     pub(super) fn push(&self, at: Micros, events: Vec<Event>, record: Option<(AccountId, RecordState)>) -> Position {
         let count = events.len() as u64;
+        let bytes = bytes(&events);
         let position = {
             let mut state = self.state.lock();
             state.last += 1;
@@ -101,6 +116,7 @@ impl Outbox {
             }
             // Within the lock, so that an acknowledgement never subtracts first.
             self.backlog.fetch_add(count, Ordering::Relaxed);
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
             state.entries.push_back(Entry { at, events, record, waiters: SmallVec::new() });
             state.last
         };
@@ -137,6 +153,11 @@ impl Outbox {
     /// Events that are not safe in the store yet.
     pub fn backlog(&self) -> u64 {
         self.backlog.load(Ordering::Relaxed)
+    }
+
+    /// About how many bytes are not in the store's tables yet.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// How long the oldest entry has been waiting.
@@ -183,19 +204,21 @@ impl Outbox {
         let mut state = self.state.lock();
         let Some(base) = state.base else { return };
         let position = cursor.counter.saturating_sub(base.counter).min(self.acknowledged());
-        let mut events = 0;
-        while let Some((last, count)) = state.unfolded.front().copied().filter(|(last, _)| *last <= position) {
-            events += count;
+        let (mut events, mut bytes) = (0, 0);
+        while let Some(group) = state.unfolded.front().copied().filter(|group| group.last <= position) {
+            events += group.events;
+            bytes += group.bytes;
             state.unfolded.pop_front();
-            self.folded.fetch_max(last, Ordering::AcqRel);
+            self.folded.fetch_max(group.last, Ordering::AcqRel);
         }
         self.unfolded.fetch_sub(events, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Drops what the store has, and answers who waited for it.
     pub fn acknowledge_up_to(&self, cursor: Cursor) {
         let mut done = Vec::new();
-        let mut events = 0;
+        let (mut events, mut bytes) = (0, 0);
         {
             let mut state = self.state.lock();
             let base = *state.base.get_or_insert(cursor);
@@ -203,13 +226,14 @@ impl Outbox {
             while state.entries.len() as u64 > state.last - position {
                 let Some(entry) = state.entries.pop_front() else { break };
                 events += entry.events.len() as u64;
+                bytes += self::bytes(&entry.events);
                 done.push(entry);
             }
             self.backlog.fetch_sub(events, Ordering::Relaxed);
             self.oldest.store(state.entries.front().map_or(0, |entry| entry.at.max(1)), Ordering::Relaxed);
             self.acknowledged.fetch_max(position, Ordering::AcqRel);
             if !done.is_empty() {
-                state.unfolded.push_back((position, events));
+                state.unfolded.push_back(Group { last: position, events, bytes });
                 self.unfolded.fetch_add(events, Ordering::Relaxed);
             }
             if let Some(read_at) = state.read_at.take().filter(|_| !done.is_empty()) {
@@ -223,6 +247,11 @@ impl Outbox {
         }
         mailbox::deliver(done.into_iter().flat_map(|entry| entry.waiters));
     }
+}
+
+fn bytes(events: &[Event]) -> u64 {
+    let event = |event: &Event| std::mem::size_of::<Event>() + event.usage.len();
+    ENTRY_BYTES + events.iter().map(event).sum::<usize>() as u64
 }
 
 #[async_trait]

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use faregate::config;
 use faregate::credits::Credits;
 use faregate::ledger::hold::Refusal;
-use faregate::ledger::{Answer, Status};
+use faregate::ledger::{Act, Answer, Status};
+use faregate::usage::Usage;
 
 use super::{SOON, World, charge, usage};
 use crate::support::eventually;
@@ -74,6 +75,27 @@ async fn a_journal_that_is_not_folded_refuses_new_work() {
     world.folded().await;
     assert_eq!(world.worker.status(), Status::Ready);
     world.reserve(&user, 1).await.unwrap().release().await.unwrap();
+    world.end().await;
+}
+
+/// failures 24 (litellm#21514): few events may be large ones, and count by their bytes; folded they are forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_is_bounded_in_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = config::Ledger { max_backlog: 20, ..config::Ledger::default() };
+    let world = World::begin(&dir, settings).await;
+    let user = world.user("ada", 50).await;
+    world.folded().await;
+    assert_eq!(world.ledger.outbox().bytes(), 0);
+    world.store.stop_folding();
+    let large = Usage { reason: Some("x".repeat(20 * 1_024)), ..Usage::decode(&usage()).unwrap() }.encode();
+    let act = Act::Charge { actual: Credits::whole(1), must: true, usage: large, record: None };
+    assert!(matches!(world.ask(&user, act).await, Ok(Answer::Settled { .. })));
+    assert_eq!(world.worker.status(), Status::Backlogged);
+    assert_eq!(world.reserve(&user, 1).await.unwrap_err(), Refusal::Backlogged);
+    world.store.fold_on();
+    world.folded().await;
+    assert_eq!((world.worker.status(), world.ledger.outbox().bytes()), (Status::Ready, 0));
     world.end().await;
 }
 
