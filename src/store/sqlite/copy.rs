@@ -49,7 +49,12 @@ pub fn restore(from: &Path, to: &Path) -> StoreResult<()> {
             return Err(taken(Path::new(&name)));
         }
     }
-    whole(to, |partial| std::fs::copy(from, partial).map(drop).map_err(|error| unavailable(from, &error)))
+    whole(to, |partial| {
+        // Not `fs::copy`, which would bring the copy's mode along.
+        let copied = File::open(from)
+            .and_then(|mut source| std::io::copy(&mut source, &mut OpenOptions::new().write(true).open(partial)?));
+        copied.map(drop).map_err(|error| unavailable(from, &error))
+    })
 }
 
 /// Makes the file under another name, checks it, and gives it its own once it is on the disk.
@@ -135,7 +140,10 @@ mod tests {
         std::fs::write(dir.path().join("other.db-wal"), "old").unwrap();
         assert!(matches!(restore(&copy, &other), Err(StoreError::Conflict(_))));
         std::fs::remove_file(dir.path().join("other.db-wal")).unwrap();
+        // Whoever moved the copy may have opened it to others; the store is its owner's.
+        std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o644)).unwrap();
         restore(&copy, &other).unwrap();
+        assert_eq!(std::fs::metadata(&other).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(id(&other), 7);
         std::fs::write(dir.path().join("torn"), &std::fs::read(&copy).unwrap()[..5_000]).unwrap();
         assert!(restore(&dir.path().join("torn"), &dir.path().join("new.db")).is_err());
