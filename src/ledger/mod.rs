@@ -101,6 +101,8 @@ pub struct RecordId(pub Uuid);
 pub const RECORD_KEPT_US: Micros = 24 * 3600 * 1_000_000;
 /// How long after its expiry what remains of a grant is written off.
 pub const WRITE_OFF_AFTER_US: Micros = 60 * 1_000_000;
+/// Grants of one account with something left, at most: every operation walks them, in Redis while nobody else is served.
+pub const LIVE_GRANTS_MAX: u32 = 500;
 /// How long a load's ticket stands.
 pub const TICKET_LIFE_US: Micros = 10 * 1_000_000;
 /// The window of requests/min and tokens/min.

@@ -71,6 +71,8 @@ pub struct MendRequest {
     /// What the usage up to the sequence number `upto` adds up to, in micro-credits.
     pub upto: u64,
     pub used: i64,
+    /// What rows that are no longer kept had charged when that sum was begun.
+    pub pruned: i64,
     /// What the ledger has, where it holds nothing.
     pub hint: Option<MendHint>,
     /// For the audit log.
@@ -99,6 +101,7 @@ pub trait Books {
 
     /// Makes an account's sums, debt and grants what billing changes and usage rows say, with a line in the audit log.
     /// Answers whether anything had to change. `Conflict` where the record itself has holes, `NotFound` without such an
-    /// account, `Invalid` where the account has not come to `upto`, or has used very much since.
+    /// account, `Invalid` where the account has not come to `upto`, or has used very much since, `CursorMoved` where rows
+    /// were pruned since the sum was begun: they may be in both figures, or in none.
     async fn mend(&self, request: MendRequest) -> StoreResult<bool>;
 }

@@ -3,7 +3,7 @@
 use super::common;
 use super::{ChangeRow, NewChange, NewUser, StoreError, StoreResult, User, UserStatus};
 use crate::credits::Credits;
-use crate::ledger::{Change, GrantId, GrantKind, Micros, Scope};
+use crate::ledger::{Change, GrantId, GrantKind, LIVE_GRANTS_MAX, Micros, Scope, WRITE_OFF_AFTER_US};
 
 /// What the store knows of the account, read in the same transaction.
 pub(super) struct Facts {
@@ -12,6 +12,8 @@ pub(super) struct Facts {
     pub(super) debt: i64,
     /// Of all grants, applied or not. The ledger has at most this.
     pub(super) remaining: i64,
+    /// Grants with something left, or not applied yet, that did not expire before [`lapsed_before`].
+    pub(super) live_grants: i64,
     /// How much the grant that the change names can have been at most, if there is one.
     pub(super) named: Option<i64>,
 }
@@ -42,6 +44,11 @@ pub(super) fn names_grant(change: &Change) -> Option<GrantId> {
         }
         Change::Grant { .. } | Change::Freeze { .. } | Change::Unfreeze { .. } => None,
     }
+}
+
+/// Grants that expired before this stand in no other's way: the next change has the ledger write them off.
+pub(super) fn lapsed_before() -> Micros {
+    common::now().saturating_sub(WRITE_OFF_AFTER_US)
 }
 
 /// The amount of a grant; of a rollover that the ledger has not applied yet, its cap.
@@ -78,6 +85,9 @@ pub(super) fn plan(new: &NewChange, facts: &Facts) -> StoreResult<Plan> {
             if *amount_micro > limit - facts.remaining {
                 return Err(conflict("the account would hold too many credits"));
             }
+            if facts.live_grants >= i64::from(LIVE_GRANTS_MAX) {
+                return Err(conflict("the account has too many grants with credits left"));
+            }
             plan.grant = planned(*kind, *amount_micro, *expires_at)?;
             plan.action = "credits.grant";
         }
@@ -97,6 +107,10 @@ pub(super) fn plan(new: &NewChange, facts: &Facts) -> StoreResult<Plan> {
         Change::Rollover { cap_micro, kind, expires_at, .. } => {
             if *cap_micro < 0 {
                 return Err(StoreError::Invalid("the cap of a rollover"));
+            }
+            // One grant leaves for the one that comes.
+            if facts.live_grants > i64::from(LIVE_GRANTS_MAX) {
+                return Err(conflict("the account has too many grants with credits left"));
             }
             // How much moves only the ledger knows; its event says it.
             plan.grant = planned(*kind, 0, *expires_at)?;

@@ -28,6 +28,9 @@ const USAGE_TEXT_MAX: usize = 512;
 /// The first microsecond of the year 10000: no store keeps later times.
 pub(super) const TIME_MAX_US: Micros = 253_402_300_800_000_000;
 
+/// From 1970 to a day that no store knows, forwards and backwards.
+const DAYS_MAX: u32 = 700_000;
+
 pub(super) fn now() -> Micros {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Micros::try_from(since.as_micros()).unwrap_or(Micros::MAX)
@@ -130,7 +133,8 @@ pub(super) fn slice(page: &PageRequest) -> StoreResult<Slice> {
         Some(cursor) => {
             let invalid = StoreError::Invalid("the cursor of a page");
             let bytes = URL_SAFE_NO_PAD.decode(cursor).ok();
-            Some(bytes.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or(invalid)?)
+            let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+            Some(text.filter(|text| storable(text)).ok_or(invalid)?)
         }
     };
     Ok(Slice { after, rows: i64::from(page.limit) + 1 })
@@ -153,9 +157,15 @@ pub(super) fn position(slice: &Slice) -> StoreResult<i64> {
     }
 }
 
-/// A day in the cursor of a page.
+/// A day in the cursor of a page: one that every store can write as a date.
 pub(super) fn day(text: &str) -> StoreResult<i32> {
-    text.parse().map_err(|_| StoreError::Invalid("the cursor of a page"))
+    let day = text.parse().ok().filter(|day: &i32| day.unsigned_abs() < DAYS_MAX);
+    day.ok_or(StoreError::Invalid("the cursor of a page"))
+}
+
+/// Whether every store takes it as a text.
+pub(super) fn storable(text: &str) -> bool {
+    !text.contains('\0')
 }
 
 pub(super) fn write_record(record: &RecordState) -> StoreResult<Vec<u8>> {
@@ -238,7 +248,11 @@ mod tests {
         for limit in [0, 501] {
             assert!(slice(&PageRequest { limit, cursor: None }).is_err());
         }
-        assert!(slice(&PageRequest { limit: 1, cursor: Some("?".into()) }).is_err());
+        for hostile in ["?".to_owned(), URL_SAFE_NO_PAD.encode("a\0"), URL_SAFE_NO_PAD.encode(b"\xff")] {
+            assert!(slice(&PageRequest { limit: 1, cursor: Some(hostile) }).is_err());
+        }
+        assert_eq!(day("-1").unwrap(), -1);
+        assert!(["2147483647", "-2147483648", "700000", "x"].iter().all(|text| day(text).is_err()));
     }
 
     #[test]

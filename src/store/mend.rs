@@ -235,7 +235,8 @@ mod tests {
     }
 
     fn request() -> MendRequest {
-        MendRequest { account: AccountId::parse("ann").unwrap(), upto: 9, used: 30, hint: None, actor: "test".into() }
+        let account = AccountId::parse("ann").unwrap();
+        MendRequest { account, upto: 9, used: 30, pruned: 0, hint: None, actor: "test".into() }
     }
 
     fn mended(change: impl Fn(&mut Rows), used: i64) -> Mended {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use async_trait::async_trait;
 
 use super::books::UsageSpan;
-use super::{Page, PageRequest, StoreError, StoreResult};
+use super::{Page, PageRequest, StoreError, StoreResult, common};
 use crate::ledger::AccountId;
 
 /// Models that one account's day tells apart. Clients make names up: the rest of them are counted together.
@@ -168,7 +168,8 @@ pub(super) fn bounded(rows: Vec<DayRow>, mut known: HashMap<AccountDay, HashSet<
 pub(super) fn position(after: Option<&str>, dimensions: usize) -> StoreResult<Option<Vec<String>>> {
     let Some(text) = after else { return Ok(None) };
     let values: Option<Vec<String>> = serde_json::from_str(text).ok();
-    values.filter(|values| values.len() == dimensions).map(Some).ok_or(StoreError::Invalid("the cursor of a page"))
+    let fits = |values: &Vec<String>| values.len() == dimensions && values.iter().all(|value| common::storable(value));
+    values.filter(fits).map(Some).ok_or(StoreError::Invalid("the cursor of a page"))
 }
 
 pub(super) fn write_position(sum: &UsageSum) -> String {
@@ -217,7 +218,9 @@ mod tests {
         let sum = UsageSum { of: vec!["20000".into(), "a\"b".into()], figures: Figures::default() };
         let text = write_position(&sum);
         assert_eq!(position(Some(&text), 2).unwrap(), Some(sum.of));
-        assert!(position(Some(&text), 1).is_err() && position(Some("x"), 1).is_err());
+        for hostile in [&text, "x", r#"["\u0000"]"#, "[1]", "{}"] {
+            assert!(position(Some(hostile), 1).is_err(), "{hostile}");
+        }
         assert_eq!(position(None, 1).unwrap(), None);
     }
 }

@@ -160,6 +160,7 @@ macro_rules! suite {
 }
 
 mod billing;
+mod books;
 mod usage_sums;
 
 mod handover;

@@ -52,10 +52,12 @@ impl Auditor {
             Hot::NotLoaded | Hot::Unreadable => None,
         };
         let (account_id, actor_name) = (account.clone(), actor.to_owned());
-        let request =
-            MendRequest { account: account_id, upto: summed.upto, used: summed.micro, hint, actor: actor_name };
+        let Summed { upto, micro: used, pruned } = summed;
+        let request = MendRequest { account: account_id, upto, used, pruned, hint, actor: actor_name };
         let store = match self.store.mend(request).await {
             Ok(mended) => mended,
+            // The sum is begun anew.
+            Err(StoreError::CursorMoved) => return Ok(Some(Repaired::Summing(Summed::default()))),
             Err(StoreError::Conflict(why)) => return Ok(Some(Repaired::Beyond(why))),
             Err(error) => return Err(error.into()),
         };

@@ -11,7 +11,7 @@ use super::super::common::{self, LIST_MAX, int, uint};
 use super::super::{
     ChangeRow, GrantRow, NewChange, NewUser, Page, PageRequest, StoreError, StoreResult, Unapplied, User, UserStatus,
 };
-use super::{execute, failed, identity, micros, query, query_opt, time};
+use super::{Values, execute, failed, identity, micros, query, query_opt, time};
 use crate::credits::Credits;
 use crate::ledger::{AccountId, AccountState, GrantId, GrantState};
 
@@ -128,9 +128,13 @@ async fn lock(tx: &Transaction<'_>, new: &NewChange) -> StoreResult<Option<Facts
     let select = "SELECT last_change, debt FROM credits WHERE user_id = $1 FOR NO KEY UPDATE";
     let Some(row) = query_opt(tx, select, &[&account]).await? else { return Ok(None) };
     // A statement of its own: it sees what was committed while the lock was waited for.
-    let select = "SELECT status, (SELECT coalesce(sum(remaining), 0)::bigint FROM credit_grants WHERE user_id = $1)
-        FROM users WHERE id = $1";
-    let Some(more) = query_opt(tx, select, &[&account]).await? else { return Ok(None) };
+    let select = "SELECT status, remaining, live FROM users CROSS JOIN (SELECT
+            coalesce(sum(g.remaining), 0)::bigint AS remaining, count(*) FILTER (
+                WHERE (g.remaining > 0 OR g.id > c.applied_change) AND (g.expires_at IS NULL OR g.expires_at > $2)) AS live
+            FROM credits AS c JOIN credit_grants AS g ON g.user_id = c.user_id WHERE c.user_id = $1) AS sums
+        WHERE id = $1";
+    let asked: Values<'_> = &[&account, &time(changes::lapsed_before())];
+    let Some(more) = query_opt(tx, select, asked).await? else { return Ok(None) };
     let named = match changes::names_grant(&new.change) {
         None => None,
         Some(grant) => {
@@ -147,6 +151,7 @@ async fn lock(tx: &Transaction<'_>, new: &NewChange) -> StoreResult<Option<Facts
         last_change: uint(row.get(0)),
         debt: row.get(1),
         remaining: more.get(1),
+        live_grants: more.get(2),
         named,
     }))
 }

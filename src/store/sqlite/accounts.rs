@@ -106,10 +106,12 @@ fn set_status(tx: &Transaction<'_>, account: &AccountId, plan: &Plan) -> StoreRe
 }
 
 fn facts(tx: &Transaction<'_>, new: &NewChange) -> StoreResult<Facts> {
-    let select = "SELECT last_change, debt, (SELECT coalesce(sum(remaining), 0) FROM credit_grants WHERE user_id = ?1)
-        FROM credits WHERE user_id = ?1";
-    let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?));
-    let (last_change, debt, remaining) = tx.query_row(select, [new.account.as_str()], read).map_err(failed)?;
+    let select = "SELECT last_change, debt, coalesce(sum(g.remaining), 0), count(g.id) FILTER (
+            WHERE (g.remaining > 0 OR g.id > applied_change) AND (g.expires_at IS NULL OR g.expires_at > ?2))
+        FROM credits AS c LEFT JOIN credit_grants AS g ON g.user_id = c.user_id WHERE c.user_id = ?1 GROUP BY c.user_id";
+    let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
+    let asked = params![new.account.as_str(), int(changes::lapsed_before())];
+    let (last_change, debt, remaining, live_grants) = tx.query_row(select, asked, read).map_err(failed)?;
     let named = match changes::names_grant(&new.change) {
         None => None,
         Some(grant) => {
@@ -124,7 +126,7 @@ fn facts(tx: &Transaction<'_>, new: &NewChange) -> StoreResult<Facts> {
             found.map(most).transpose()?
         }
     };
-    Ok(Facts { status: UserStatus::Active, last_change: uint(last_change), debt, remaining, named })
+    Ok(Facts { status: UserStatus::Active, last_change: uint(last_change), debt, remaining, live_grants, named })
 }
 
 const CHANGE_COLUMNS: &str = "user_id, number, payload, source_key";

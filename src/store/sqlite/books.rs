@@ -98,6 +98,9 @@ fn mend(tx: &Transaction<'_>, request: &MendRequest) -> StoreResult<bool> {
     if books.seq < request.upto || rest.upto < books.seq {
         return Err(StoreError::Invalid("the sum of the usage"));
     }
+    if books.rows.pruned != request.pruned {
+        return Err(StoreError::CursorMoved);
+    }
     let used = request.used.checked_add(rest.micro).ok_or(StoreError::Invalid("the sum of the usage"))?;
     let found = Rows { changes: changes_of(tx, account)?, grants: grants_of(tx, account)?, books };
     let Some(mended) = mend::plan(&found, used, request)? else { return Ok(false) };
