@@ -1,8 +1,10 @@
 -- Closes a shard that lost its data, or opens it in the next epoch.
 --
--- KEYS: meta. ARGV: the packed {epoch, 1 to close it in that epoch, 0 to open it in that epoch}.
+-- KEYS: meta. ARGV: the packed {epoch, 1 to close it in that epoch, 0 to open it in that epoch, the epoch that it was found
+--   in + 1, or 0 where it was missing}.
 -- Closing: from then on no batch applies, so that what is in the log is all there will be. A shard that stands in an
---   earlier epoch is closed in the one that is named: else who is late in opening that one would still do so.
+--   earlier epoch is closed in the one that is named: else who is late in opening that one would still do so. One that stands
+--   elsewhere than it was found stays: others opened it meanwhile.
 -- Opening: only a shard that is closed in the epoch before.
 -- Answers the packed {epoch, counter, 1 while it is closed}: how it stood before where it was closed, and how it stands
 --   now where it was to be opened. Epoch -1: there was no meta.
@@ -14,6 +16,7 @@ local meta = packed and cmsgpack.unpack(packed)
 if meta and meta[1] ~= 2 then return redis.error_reply('FGVERSION this ledger was made by another version') end
 local before = meta and {meta[2], meta[3], meta[7] or 0} or {-1, 0, 0}
 if request[2] == 1 then
+  if before[1] + 1 ~= request[3] then return cmsgpack.pack(before) end
   if not meta then
     meta = {2, epoch, 0, 0, 0, {}, 1}
   elseif meta[2] < epoch then

@@ -46,7 +46,8 @@ impl StoreEpochs {
     }
 
     /// Events as they go on from where the store has their accounts. Their own numbers may be of a history that the store
-    /// did not take part in; what they carry out of a billing change that the store has is left out.
+    /// did not take part in. What they carry out of a billing change that the store has is left out, and so is one whose
+    /// predecessors did not survive: they are pushed again, in their order.
     async fn renumbered(&self, events: impl Iterator<Item = Event>) -> StoreResult<Vec<Event>> {
         let mut accounts: HashMap<AccountId, (u64, u64)> = HashMap::new();
         let mut renumbered = Vec::new();
@@ -57,7 +58,7 @@ impl StoreEpochs {
             }
             let Some((seq, change)) = accounts.get_mut(&event.account) else { continue };
             if event.change > 0 {
-                if event.change <= *change {
+                if event.change != *change + 1 {
                     continue;
                 }
                 *change = event.change;
@@ -116,6 +117,14 @@ impl Epochs for StoreEpochs {
         let known = self.store.session_numbers(shard, ids).await.map_err(unavailable)?;
         let known: HashMap<u64, u64> = known.into_iter().collect();
         Ok(sessions.iter().map(|session| known.get(&session.0).copied().unwrap_or(0)).collect())
+    }
+
+    async fn close(&self, shard: u32, known: &[(SessionId, u64)]) -> Result<bool, LedgerError> {
+        let known = known.iter().map(|(session, number)| (session.0, *number)).collect();
+        match self.store.close_sessions(shard, known).await {
+            Err(StoreError::CursorMoved) => Ok(false),
+            closed => closed.map(|()| true).map_err(unavailable),
+        }
     }
 }
 

@@ -18,6 +18,10 @@ pub struct Standing {
 /// A session of a ledger, and the number of its last batch that is in the store.
 pub type SessionNumber = (u64, u64);
 
+/// Stands as the last batch of a session whose worker charges anew what it lost: what comes back of it later would be charged
+/// twice.
+pub const SESSION_CLOSED: u64 = i64::MAX as u64;
+
 /// The store's part in opening a shard anew.
 #[async_trait]
 pub trait Reopenings {
@@ -33,4 +37,9 @@ pub trait Reopenings {
 
     /// The last batch of each of these sessions that is in the store. Sessions that are not known are left out.
     async fn session_numbers(&self, shard: u32, sessions: Vec<u64>) -> StoreResult<Vec<SessionNumber>>;
+
+    /// Raises these sessions' numbers to [`SESSION_CLOSED`], beyond any batch, so that no reopening writes more of them.
+    /// Where they are that already, nothing happens. `CursorMoved` where one has another last batch than is given; 0
+    /// stands for none.
+    async fn close_sessions(&self, shard: u32, known: Vec<SessionNumber>) -> StoreResult<()>;
 }

@@ -164,6 +164,7 @@ mod books;
 mod usage_sums;
 
 mod handover;
+mod reopenings;
 mod upkeep;
 
 suite!(

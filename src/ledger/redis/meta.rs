@@ -20,6 +20,16 @@ pub(crate) enum Meta {
     Used,
 }
 
+impl Meta {
+    /// The epoch that it stands in, where there is one.
+    pub(super) fn epoch(self) -> Option<u64> {
+        match self {
+            Meta::Open { at, .. } | Meta::Closed(at) => Some(at.epoch),
+            Meta::Missing | Meta::Used => None,
+        }
+    }
+}
+
 /// Where the shard stands. One that lost its data is opened anew first.
 pub(crate) async fn find_or_make(core: &Core, link: &mut Link, shard: u32) -> Result<Position, LedgerError> {
     match look(link, shard).await? {
@@ -51,19 +61,31 @@ async fn ask(link: &mut Link, shard: u32, epoch: u64, make: bool) -> Result<Meta
     })
 }
 
-/// Closes the shard in `epoch`, unless it stands in a later one. Answers how it stood before; `None`: there was none.
-pub(super) async fn close(link: &mut Link, shard: u32, epoch: u64) -> Result<Option<Position>, LedgerError> {
-    change(link, shard, epoch, true).await.map(|(before, _)| before)
+/// Closes the shard in `epoch`, if it stands in the epoch `found`: who looked before others had opened it must not close it
+/// again. Answers how it stood before; `None`: there was none.
+pub(super) async fn close(
+    link: &mut Link,
+    shard: u32,
+    epoch: u64,
+    found: Option<u64>,
+) -> Result<Option<Position>, LedgerError> {
+    let request = [epoch, 1, found.map_or(0, |found| found + 1)];
+    change(link, shard, epoch, &request).await.map(|(before, _)| before)
 }
 
 /// Opens a shard in `epoch` that is closed in the one before. Answers where it stands if it is open now.
 pub(super) async fn open(link: &mut Link, shard: u32, epoch: u64) -> Result<Option<Position>, LedgerError> {
-    change(link, shard, epoch, false).await.map(|(now, closed)| now.filter(|_| !closed))
+    change(link, shard, epoch, &[epoch, 0, 0]).await.map(|(now, closed)| now.filter(|_| !closed))
 }
 
-async fn change(link: &mut Link, shard: u32, epoch: u64, close: bool) -> Result<(Option<Position>, bool), LedgerError> {
+async fn change(
+    link: &mut Link,
+    shard: u32,
+    epoch: u64,
+    request: &[u64],
+) -> Result<(Option<Position>, bool), LedgerError> {
     let meta = Keyspace::new(shard, epoch).meta();
-    let argument = encode::numbers(&[epoch, u64::from(close)]);
+    let argument = encode::numbers(request);
     let command = script::REOPEN.command([meta.as_str()].into_iter(), &argument);
     let [epoch, counter, closed] = numbers(link, shard, &script::REOPEN, &command).await?;
     Ok((position(epoch, counter), closed == 1))

@@ -53,6 +53,10 @@ pub trait Epochs: Send + Sync + 'static {
 
     /// The last batch of each session that is in the store, in the order asked; 0 for none.
     async fn numbers(&self, shard: u32, sessions: &[SessionId]) -> Result<Vec<u64>, LedgerError>;
+
+    /// Ends sessions for good: nothing more of theirs is ever written, whatever history comes back. Done again, it changes
+    /// nothing. Answers whether it is done; not where the store has another last batch of one than `known` says.
+    async fn close(&self, shard: u32, known: &[(SessionId, u64)]) -> Result<bool, LedgerError>;
 }
 
 /// Sees to it that the shard is open: in an epoch after `lost`, where one was found lost. Answers where it then stands.
@@ -116,14 +120,15 @@ impl Round<'_> {
             _ => {}
         }
         let epoch = if store.reopening { store.at.epoch.saturating_sub(1) } else { store.at.epoch };
-        self.carry_over(epoch, store.at).await
+        self.carry_over(found, epoch, store.at).await
     }
 
-    /// From `epoch` into the next.
-    async fn carry_over(&mut self, epoch: u64, cursor: Position) -> Result<Option<Position>, LedgerError> {
+    /// From `epoch` into the next, if the shard still stands in the epoch that it was found in.
+    async fn carry_over(&mut self, found: Meta, epoch: u64, cursor: Position) -> Result<Option<Position>, LedgerError> {
         let (shard, next) = (self.shard, epoch + 1);
-        let before = meta::close(self.link, shard, epoch).await?;
-        if before.is_some_and(|before| before.epoch > epoch) {
+        let found = found.epoch();
+        let before = meta::close(self.link, shard, epoch, found).await?;
+        if before.map(|before| before.epoch) != found {
             return Ok(None);
         }
         let seen = self.core.state(shard).seen(epoch).max(if cursor.epoch == epoch { cursor.counter } else { 0 });

@@ -74,6 +74,14 @@ struct Session {
     backoff: Backoff,
 }
 
+/// Where a session stood.
+struct Place {
+    epoch: u64,
+    session: SessionId,
+    /// The last batch that was answered.
+    number: u64,
+}
+
 impl Session {
     async fn live(&mut self, stop: &CancellationToken) {
         self.open().await;
@@ -189,11 +197,17 @@ impl Session {
             }
             BatchReply::Fenced => {
                 tracing::warn!(shard = self.shard, session = self.id.0, "fenced: this worker stood still for too long");
+                let fenced = self.place();
                 if self.is_stored().await {
                     self.recover().await;
                 } else {
                     self.open().await;
-                    self.resend_batch();
+                    // What is remembered goes by its epoch's entries, and that epoch may have ended since.
+                    if self.keys.epoch > fenced.epoch {
+                        self.claim(fenced).await;
+                    } else {
+                        self.resend_batch();
+                    }
                 }
             }
             BatchReply::Lost { reason } => {
@@ -223,21 +237,52 @@ impl Session {
 
     /// Begins again in the shard's next epoch, with what the store does not have of this session and those before it.
     async fn recover(&mut self) {
-        let (session, number, epoch) = (self.id, self.number, self.keys.epoch);
-        while self.keys.epoch <= epoch {
-            self.reopen(epoch).await;
+        let before = self.place();
+        while self.keys.epoch <= before.epoch {
+            self.reopen(before.epoch).await;
             self.open().await;
         }
-        let mut sessions = self.ring.sessions();
-        sessions.push(session);
-        // From here on they stand still: no flush of an earlier epoch succeeds any more.
-        let numbers = loop {
-            match self.core.epochs.numbers(self.shard, &sessions).await {
-                Ok(numbers) => break numbers,
-                Err(_) => sleep(self.backoff.pause()).await,
+        self.claim(before).await;
+    }
+
+    fn place(&self) -> Place {
+        Place { epoch: self.keys.epoch, session: self.id, number: self.number }
+    }
+
+    /// What each of these sessions has in the store. From here on they stand still: no flush of an earlier epoch succeeds any
+    /// more, and no reopening writes what may yet come back of them.
+    async fn end_sessions(&mut self, sessions: &[SessionId]) -> Vec<(SessionId, u64)> {
+        let mut known: Option<Vec<(SessionId, u64)>> = None;
+        loop {
+            let numbers = match known.take() {
+                Some(known) => Ok(known),
+                None => {
+                    let numbers = self.core.epochs.numbers(self.shard, sessions).await;
+                    numbers.map(|numbers| sessions.iter().copied().zip(numbers).collect())
+                }
+            };
+            if let Ok(numbers) = numbers {
+                match self.core.epochs.close(self.shard, &numbers).await {
+                    Ok(true) => return numbers,
+                    // A reopening wrote more of them.
+                    Ok(false) => {}
+                    // Whether it was done is not known: the same again, since asked anew the store would only say that it is.
+                    Err(_) => known = Some(numbers),
+                }
             }
-        };
-        let stored = |id| sessions.iter().zip(&numbers).find(|(session, _)| **session == id).map_or(0, |(_, it)| *it);
+            sleep(self.backoff.pause()).await;
+        }
+    }
+
+    /// Takes up in the new epoch what the store does not have of the session that ended there, and of those before it.
+    async fn claim(&mut self, before: Place) {
+        let Place { session, number, .. } = before;
+        let mut sessions = self.ring.sessions();
+        if !sessions.contains(&session) {
+            sessions.push(session);
+        }
+        let numbers = self.end_sessions(&sessions).await;
+        let stored = |id| numbers.iter().find(|(session, _)| *session == id).map_or(0, |(_, number)| *number);
         let (charges, batches) = self.ring.recover(stored);
         let micro = charges.iter().fold(Credits::ZERO, |sum, charge| sum.saturating_add(charge.actual));
         let metrics = &self.core.metrics;

@@ -13,6 +13,9 @@ use super::super::{IDEMPOTENCY_ABANDONED_US, Idempotent, IdentityChange, KeyRow,
 use super::{MONTHS_AHEAD, SCHEMA_LOCK, accounts, execute, failed, micros, query, query_opt, time};
 use crate::ledger::AccountId;
 
+/// A log that has been quiet since still has the last entries of old sessions, which a reopening must know as written.
+const FORGET_SESSIONS: &str = "DELETE FROM ledger_sessions AS s WHERE seen_at < $1
+    AND EXISTS (SELECT 1 FROM ledger_sessions AS l WHERE l.shard = s.shard AND l.seen_at >= $1)";
 const KEY_COLUMNS: &str = "id, hash, prefix, kind, user_id, name, created_at, revoked_at";
 
 pub(super) async fn is_empty(client: &Client) -> StoreResult<bool> {
@@ -181,7 +184,7 @@ pub(super) async fn prune(client: &mut Client) -> StoreResult<()> {
     let deletes = [
         ("DELETE FROM idempotency_keys WHERE begun_at < $1", IDEMPOTENCY_KEPT_US),
         ("DELETE FROM identity_changes WHERE at < $1", IDENTITY_KEPT_US),
-        ("DELETE FROM ledger_sessions WHERE seen_at < $1", SESSION_KEPT_US),
+        (FORGET_SESSIONS, SESSION_KEPT_US),
     ];
     for (delete, kept) in deletes {
         execute(client, delete, &[&time(old(kept))]).await?;

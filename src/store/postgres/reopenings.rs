@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use deadpool_postgres::{Client, Object, Transaction};
 
 use super::super::common::{bits, from_bits, int, uint};
-use super::super::reopenings::{Reopenings, SessionNumber, Standing};
+use super::super::reopenings::{Reopenings, SESSION_CLOSED, SessionNumber, Standing};
 use super::super::{Cursor, FlushBatch, StoreError, StoreResult};
 use super::{PostgresStore, execute, failed, flush, query, query_opt, within};
 
@@ -52,6 +52,26 @@ async fn numbers(client: &Client, shard: u32, sessions: &[u64]) -> StoreResult<V
     Ok(rows.iter().map(|row| (from_bits(row.get(0)), uint(row.get(1)))).collect())
 }
 
+async fn close(client: &mut Client, shard: u32, known: &[SessionNumber]) -> StoreResult<()> {
+    let (sessions, numbers): (Vec<i64>, Vec<i64>) =
+        known.iter().map(|(session, number)| (bits(*session), int(*number))).unzip();
+    let (shard_id, closed) = (i64::from(shard), int(SESSION_CLOSED));
+    let tx = client.transaction().await.map_err(failed)?;
+    // What else writes sessions locks it too.
+    flush::lock_cursor(&tx, shard).await?;
+    let others = "SELECT k.session FROM unnest($2::bigint[], $3::bigint[]) AS k (session, batch)
+        LEFT JOIN ledger_sessions AS s ON s.shard = $1 AND s.session = k.session
+        WHERE coalesce(s.batch, 0) NOT IN (k.batch, $4) LIMIT 1";
+    if query_opt(&tx, others, &[&shard_id, &sessions, &numbers, &closed]).await?.is_some() {
+        return Err(StoreError::CursorMoved);
+    }
+    let upsert = "INSERT INTO ledger_sessions (shard, session, batch)
+        SELECT $1, k.session, $3 FROM unnest($2::bigint[]) AS k (session)
+        ON CONFLICT (shard, session) DO UPDATE SET batch = excluded.batch, seen_at = now()";
+    execute(&tx, upsert, &[&shard_id, &sessions, &closed]).await?;
+    tx.commit().await.map_err(failed)
+}
+
 #[async_trait]
 impl Reopenings for PostgresStore {
     async fn standing(&self, shard: u32) -> StoreResult<Standing> {
@@ -68,5 +88,9 @@ impl Reopenings for PostgresStore {
 
     async fn session_numbers(&self, shard: u32, sessions: Vec<u64>) -> StoreResult<Vec<SessionNumber>> {
         within!(self, |client| numbers(client, shard, &sessions))
+    }
+
+    async fn close_sessions(&self, shard: u32, known: Vec<SessionNumber>) -> StoreResult<()> {
+        within!(self, |client| close(client, shard, &known))
     }
 }

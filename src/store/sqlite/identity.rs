@@ -10,6 +10,9 @@ use super::super::{IDEMPOTENCY_ABANDONED_US, Idempotent, IdentityChange, KeyRow,
 use super::{accounts, failed};
 use crate::ledger::AccountId;
 
+/// A log that has been quiet since still has the last entries of old sessions, which a reopening must know as written.
+const FORGET_SESSIONS: &str = "DELETE FROM ledger_sessions AS s WHERE seen_at < ?1
+    AND EXISTS (SELECT 1 FROM ledger_sessions AS l WHERE l.shard = s.shard AND l.seen_at >= ?1)";
 const KEY_COLUMNS: &str = "id, hash, prefix, kind, user_id, name, created_at, revoked_at";
 
 pub(super) fn is_empty(tx: &Transaction<'_>) -> StoreResult<bool> {
@@ -172,7 +175,7 @@ pub(super) fn prune(tx: &Transaction<'_>) -> StoreResult<()> {
         ("DELETE FROM idempotency_keys WHERE begun_at < ?1", IDEMPOTENCY_KEPT_US),
         ("DELETE FROM identity_changes WHERE at < ?1", IDENTITY_KEPT_US),
         ("DELETE FROM ledger_records WHERE held = 0 AND until < ?1", RECORD_GRACE_US),
-        ("DELETE FROM ledger_sessions WHERE seen_at < ?1", SESSION_KEPT_US),
+        (FORGET_SESSIONS, SESSION_KEPT_US),
     ];
     for (delete, kept) in old {
         tx.execute(delete, [int(now.saturating_sub(kept))]).map_err(failed)?;

@@ -1,10 +1,12 @@
 //! Shards that are opened anew.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
-use super::super::common::{bits, int, uint};
-use super::super::reopenings::{Reopenings, SessionNumber, Standing};
+use super::super::common::{self, bits, int, uint};
+use super::super::reopenings::{Reopenings, SESSION_CLOSED, SessionNumber, Standing};
 use super::super::{Cursor, FlushBatch, StoreError, StoreResult};
 use super::{SqliteStore, failed};
 
@@ -61,6 +63,24 @@ fn numbers(tx: &Transaction<'_>, shard: u32, sessions: &[u64]) -> StoreResult<Ve
     Ok(found)
 }
 
+fn close(tx: &Transaction<'_>, shard: u32, known: &[SessionNumber]) -> StoreResult<()> {
+    let sessions: Vec<u64> = known.iter().map(|(session, _)| *session).collect();
+    let stored: HashMap<u64, u64> = numbers(tx, shard, &sessions)?.into_iter().collect();
+    let is_known = |(session, number): &SessionNumber| {
+        let stored = stored.get(session).copied().unwrap_or(0);
+        stored == *number || stored == SESSION_CLOSED
+    };
+    if !known.iter().all(is_known) {
+        return Err(StoreError::CursorMoved);
+    }
+    let upsert = "INSERT INTO ledger_sessions (shard, session, batch, seen_at) VALUES (?1, ?2, ?3, ?4)
+        ON CONFLICT (shard, session) DO UPDATE SET batch = excluded.batch, seen_at = excluded.seen_at";
+    for session in sessions {
+        execute(tx, upsert, params![shard, bits(session), int(SESSION_CLOSED), int(common::now())])?;
+    }
+    Ok(())
+}
+
 fn execute(tx: &Transaction<'_>, sql: &str, row: impl rusqlite::Params) -> StoreResult<usize> {
     tx.execute(sql, row).map_err(failed)
 }
@@ -81,5 +101,9 @@ impl Reopenings for SqliteStore {
 
     async fn session_numbers(&self, shard: u32, sessions: Vec<u64>) -> StoreResult<Vec<SessionNumber>> {
         self.threads.read(move |tx| numbers(tx, shard, &sessions)).await
+    }
+
+    async fn close_sessions(&self, shard: u32, known: Vec<SessionNumber>) -> StoreResult<()> {
+        self.threads.write(move |tx| close(tx, shard, &known)).await
     }
 }

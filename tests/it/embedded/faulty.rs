@@ -169,6 +169,10 @@ impl Reopenings for Faulty {
     async fn session_numbers(&self, shard: u32, sessions: Vec<u64>) -> StoreResult<Vec<SessionNumber>> {
         self.inner.session_numbers(shard, sessions).await
     }
+
+    async fn close_sessions(&self, shard: u32, known: Vec<SessionNumber>) -> StoreResult<()> {
+        self.inner.close_sessions(shard, known).await
+    }
 }
 
 #[async_trait::async_trait]

@@ -151,6 +151,30 @@ async fn what_survives_a_loss_is_written_and_not_charged_again() {
     fixture.shut_down().await;
 }
 
+/// failures 46, 47: Redis is emptied, then comes back from an older file after all. What its worker charged anew meanwhile
+/// is not written a second time from the history that came back.
+#[tokio::test]
+async fn a_history_that_comes_back_late_is_not_charged_twice() {
+    let mut redis = Redis::durable();
+    let fixture = Fixture::new(&redis).await;
+    let account = fixture.account("ada", 1_000);
+    let hold = fixture.reserve(&account, 10).await;
+    fixture.settle(&account, hold, 10).await;
+    let old = redis.files();
+    redis.command(&["FLUSHALL"]);
+    assert_eq!(fixture.balance(&account).await.available, credits(990));
+    assert_eq!(fixture.metrics.reopened_credits.get(), 10, "the worker remembered it");
+    redis.kill9();
+    redis.put_back(&old);
+    redis.restart();
+    eventually(Duration::from_secs(20), "the shard is opened anew", || async {
+        (fixture.metrics.reopenings.get() >= 2).then_some(())
+    })
+    .await;
+    assert_eq!(fixture.balance(&account).await.available, credits(990));
+    fixture.shut_down().await;
+}
+
 /// failures 46, 47: an emptied Redis is a new beginning from the store. What a worker still has to settle is charged, and so
 /// is what it was told is charged and the store does not have; not what the store has.
 #[tokio::test]

@@ -14,6 +14,7 @@ use faregate::ledger::{
     AccountId, AccountSource, AccountState, Act, Answer, Balance, Connect, Event, GrantId, GrantKind, GrantState,
     LedgerError, Limits, Op, Parts, Reserved, SessionId, SharedLedger,
 };
+use faregate::store::reopenings::SESSION_CLOSED;
 use faregate::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,6 +28,10 @@ pub(crate) struct Bank {
     position: Mutex<Position>,
     reopening: AtomicBool,
     sessions: Mutex<BTreeMap<SessionId, u64>>,
+    /// While it is held, the store does not tell how far sessions are.
+    pub(crate) numbers: tokio::sync::Mutex<()>,
+    /// How often it was asked.
+    pub(crate) asked: AtomicU64,
     pub(crate) loads: AtomicU64,
     load_ms: AtomicU64,
 }
@@ -123,8 +128,23 @@ impl Epochs for Bank {
     }
 
     async fn numbers(&self, _shard: u32, sessions: &[SessionId]) -> Result<Vec<u64>, LedgerError> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        drop(self.numbers.lock().await);
         let known = self.sessions.lock().unwrap();
         Ok(sessions.iter().map(|session| known.get(session).copied().unwrap_or(0)).collect())
+    }
+
+    async fn close(&self, _shard: u32, known: &[(SessionId, u64)]) -> Result<bool, LedgerError> {
+        let mut sessions = self.sessions.lock().unwrap();
+        let stands = |(session, number): &(SessionId, u64)| {
+            let stored = sessions.get(session).copied().unwrap_or(0);
+            [*number, SESSION_CLOSED].contains(&stored)
+        };
+        if !known.iter().all(stands) {
+            return Ok(false);
+        }
+        sessions.extend(known.iter().map(|(session, _)| (*session, SESSION_CLOSED)));
+        Ok(true)
     }
 }
 

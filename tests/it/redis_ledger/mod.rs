@@ -5,7 +5,7 @@ mod fixture;
 mod sessions;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use faregate::ledger::redis::wire::decode::Entry;
@@ -218,6 +218,70 @@ async fn a_busy_ledger_is_joined() {
     Arc::into_inner(fixture).unwrap().shut_down().await;
 }
 
+/// What another version made is neither read nor written.
+#[tokio::test]
+async fn a_ledger_of_another_version_is_refused() {
+    let redis = Redis::start();
+    let make = "redis.call('SET', KEYS[1], cmsgpack.pack({1, 0, 0, 0, 0, {}, 0}))";
+    redis.command(&["EVAL", make, "1", "fg:{00}:meta"]);
+    let before = redis.command(&["GET", "fg:{00}:meta"]);
+    let bank = Arc::new(fixture::Bank::default());
+    let refused = Fixture::over(bank, &settings(&redis.url())).await.map(drop);
+    assert!(matches!(refused, Err(OpenError::Ledger(LedgerError::Unavailable))), "{refused:?}");
+    assert_eq!(redis.command(&["GET", "fg:{00}:meta"]), before);
+}
+
+/// Of two replicas that notice a loss at once the one that is late leaves the shard open that the other opened.
+#[tokio::test]
+async fn who_is_late_to_reopen_closes_nothing() {
+    let redis = Redis::start();
+    let fixture = Arc::new(Fixture::new(&redis).await);
+    let epochs = Arc::new(Overtaken { fixture: fixture.clone(), armed: AtomicBool::new(false) });
+    let metrics = Metrics::new().unwrap();
+    let late = RedisLedger::open(&settings(&redis.url()), fixture.bank.clone(), epochs.clone(), metrics).await.unwrap();
+    epochs.armed.store(true, Ordering::Relaxed);
+    let opened = late.log(0).reopen(Position::default()).await.unwrap();
+    assert_eq!((opened.epoch, fixture.bank.cursor().epoch), (1, 1), "once");
+    drop((late, epochs));
+    Arc::into_inner(fixture).unwrap().shut_down().await;
+}
+
+/// Once armed: between a look at the shard and the look at the store another replica opens the shard anew, from end to end.
+struct Overtaken {
+    fixture: Arc<Fixture>,
+    armed: AtomicBool,
+}
+
+#[async_trait::async_trait]
+impl Epochs for Overtaken {
+    async fn standing(&self, shard: u32) -> Result<Standing, LedgerError> {
+        if self.armed.swap(false, Ordering::Relaxed) {
+            self.fixture.redis_ledger.log(shard).reopen(Position::default()).await.unwrap();
+        }
+        self.fixture.bank.standing(shard).await
+    }
+
+    async fn begin(&self, shard: u32, epoch: u64) -> Result<Standing, LedgerError> {
+        self.fixture.bank.begin(shard, epoch).await
+    }
+
+    async fn write(&self, shard: u32, epoch: u64, entries: Vec<Entry>) -> Result<Option<u64>, LedgerError> {
+        self.fixture.bank.write(shard, epoch, entries).await
+    }
+
+    async fn end(&self, shard: u32, epoch: u64) -> Result<(), LedgerError> {
+        self.fixture.bank.end(shard, epoch).await
+    }
+
+    async fn numbers(&self, shard: u32, sessions: &[SessionId]) -> Result<Vec<u64>, LedgerError> {
+        self.fixture.bank.numbers(shard, sessions).await
+    }
+
+    async fn close(&self, shard: u32, known: &[(SessionId, u64)]) -> Result<bool, LedgerError> {
+        self.fixture.bank.close(shard, known).await
+    }
+}
+
 /// The store of a ledger at work: something is settled and flushed before and after each look at it.
 struct Busy(Arc<Fixture>);
 
@@ -257,6 +321,10 @@ impl Epochs for Busy {
     }
 
     async fn numbers(&self, _shard: u32, _sessions: &[SessionId]) -> Result<Vec<u64>, LedgerError> {
+        panic!("nothing was lost")
+    }
+
+    async fn close(&self, _shard: u32, _known: &[(SessionId, u64)]) -> Result<bool, LedgerError> {
         panic!("nothing was lost")
     }
 }

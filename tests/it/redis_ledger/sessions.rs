@@ -1,5 +1,6 @@
 //! Sessions that die, sleep, or only seem to.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -106,6 +107,40 @@ async fn a_sleeping_worker_is_fenced_and_charges_late() {
     assert_eq!(kinds, [(EventKind::Abandoned, 0), (EventKind::Charged, 150), (EventKind::Settled, 100)]);
     assert_eq!(fixture.metrics.sessions_fenced.get(), 1, "the live one is not");
     assert_eq!(fixture.balance(&account).await.available, credits(750));
+    drop(sleeper);
+    fixture.shut_down().await;
+}
+
+/// failures 46: a worker is fenced, and while it asks what became of its batch Redis loses everything and is opened anew. It
+/// begins again in another epoch than the one that fenced it, and charges what it remembers all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_fenced_and_loses_its_data_at_once_charges_what_it_remembers() {
+    let redis = Redis::start();
+    let fixture = Fixture::with(&quick(&redis)).await;
+    fixture.sweep();
+    let account = fixture.account("ada", 1_000);
+    let sleeper = Sleeper::start(&fixture);
+    let hold = reserved(ask(&sleeper.ledger, &account, reserve(10)).await);
+    assert!(matches!(ask(&sleeper.ledger, &account, settle(&hold, 10)).await, Answer::Settled { .. }));
+    let wake = sleeper.sleep();
+    eventually(Duration::from_secs(10), "it is fenced", || async {
+        (fixture.metrics.sessions_fenced.get() == 1).then_some(())
+    })
+    .await;
+    let asked = fixture.bank.numbers.lock().await;
+    drop(wake);
+    eventually(Duration::from_secs(10), "it asks", || async {
+        (fixture.bank.asked.load(Ordering::Relaxed) > 0).then_some(())
+    })
+    .await;
+    redis.command(&["FLUSHALL"]);
+    let lost = fixture.bank.cursor();
+    assert_eq!(fixture.redis_ledger.log(0).reopen(lost).await.unwrap().epoch, lost.epoch + 1);
+    drop(asked);
+    eventually(Duration::from_secs(10), "what it remembers is charged", || async {
+        (fixture.balance(&account).await.available == credits(990)).then_some(())
+    })
+    .await;
     drop(sleeper);
     fixture.shut_down().await;
 }
