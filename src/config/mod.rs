@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 pub use environment::CONFIG_FILE;
 pub use load::{BUILT_IN, ConfigError};
+pub use redis_url::{Address, RedisKind, RedisUrl};
 use serde::{Deserialize, Serialize};
 
 use crate::credits::Credits;
@@ -65,10 +66,10 @@ pub struct Api {
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ledger {
-    /// `redis://…` or `rediss://…`; empty: embedded.
+    /// `redis://…`, `redis+sentinel://…` or `redis+cluster://…`, with `rediss` for TLS ([`RedisUrl`]); empty: embedded.
     #[serde(serialize_with = "show_places")]
     pub url: String,
-    /// Shards of a new ledger; 0: 1. Fixed once created.
+    /// Shards of a new ledger; 0: 1, on a Cluster 16. Fixed once created.
     pub shards: u32,
     /// How long a request waits for its reservation before it is refused with 503.
     pub reserve_timeout_ms: u64,
@@ -445,10 +446,10 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// Scheme, host and port of each URL of a list with commas: what may be shown of it.
+/// Scheme, hosts and ports of a URL, or of a list of URLs with commas: what may be shown of it.
 pub fn places(urls: &str) -> String {
     let place = |url: &str| {
-        let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+        let (scheme, rest) = url.split_once("://").unwrap_or(("", "…"));
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
         // A password that holds a separator itself moves everything: then nothing is shown.
         let host = match (rest.matches('@').count(), authority.split_once('@')) {
@@ -458,10 +459,12 @@ pub fn places(urls: &str) -> String {
         };
         format!("{scheme}://{host}")
     };
-    if urls.is_empty() {
-        return String::new();
+    match urls.matches("://").count() {
+        0 if urls.is_empty() => String::new(),
+        // Its commas are between hosts, or in its password.
+        0 | 1 => place(urls),
+        _ => urls.split(',').map(|url| place(url.trim())).collect::<Vec<_>>().join(", "),
     }
-    urls.split(',').map(|url| place(url.trim())).collect::<Vec<_>>().join(", ")
 }
 
 fn show_places<S: serde::Serializer>(urls: &str, serializer: S) -> Result<S::Ok, S::Error> {
@@ -511,6 +514,7 @@ mod defaults;
 mod environment;
 mod load;
 mod read;
+mod redis_url;
 mod schema;
 #[cfg(test)]
 mod tests;

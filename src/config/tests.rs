@@ -241,6 +241,8 @@ fn the_whole_is_validated() {
         ("FAREGATE_UPSTREAM_URL", "api.openai.com", "must be http://HOST"),
         ("FAREGATE_UPSTREAM_URL", "ftp://api.openai.com", "must be http://HOST"),
         ("FAREGATE_LEDGER_URL", "memcached://x", "must be redis://"),
+        ("FAREGATE_LEDGER_URL", "redis://a:6379,b:6379", "names several servers: write redis+cluster://"),
+        ("FAREGATE_LEDGER_URL", "redis+sentinel://a:26379", "must end with the name"),
         ("FAREGATE_STORE_URL", "mysql://x", "must be postgres://"),
         ("FAREGATE_API__PREFIX", "/", "must begin with /"),
         ("FAREGATE_SERVICE_KEYS__PLAN", "gold", "names no plan"),
@@ -283,12 +285,17 @@ fn the_whole_is_validated() {
     let stripe = load("", &live[..2]).unwrap().stripe;
     assert_eq!((stripe.livemode(), stripe.webhook_secrets.len()), (Some(true), 2));
     load("", &[("FAREGATE_LEDGER_URL", "redis://127.0.0.1:6379")]).expect("Redis over SQLite is one replica");
+    load("", &[("FAREGATE_LEDGER_URL", "redis+cluster://:pw@a:6379,b")]).expect("a Cluster");
 }
 
 #[test]
 fn of_urls_only_places_are_shown() {
     assert_eq!(places("redis://a:6379, rediss://:pw@b:1/0"), "redis://a:6379, rediss://b:1");
     assert_eq!(places("postgres://u:pw@db:5432/faregate?sslmode=require"), "postgres://db:5432");
+    let sentinels = "redis+sentinel://u:pw@s1:26379,s2/main/1?sentinel_password=pw";
+    assert_eq!(places(sentinels), "redis+sentinel://s1:26379,s2");
+    assert_eq!(places("rediss+cluster://:p,w@a:1,b:2"), "rediss+cluster://a:1,b:2");
+    assert_eq!(places("redis://:p,w@b"), "redis://b");
     for awkward in ["redis://:p/w@b", "redis://:p?w@b", "redis://u:p@w/x@b", "postgres://u@db/x?password=p@w"] {
         let shown = places(awkward);
         assert!(shown.ends_with("://…"), "{shown}");

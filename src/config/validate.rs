@@ -4,7 +4,7 @@ mod billing;
 
 use std::collections::BTreeMap;
 
-use super::{Config, Plan, Price, Route, UnknownModel, Upstream};
+use super::{Config, Plan, Price, RedisUrl, Route, UnknownModel, Upstream};
 use crate::ledger::TOKENS_MAX;
 use crate::pricing::PriceList;
 
@@ -19,7 +19,6 @@ const MAX_MONTHS: u32 = 1_200;
 const MAX_DAYS: u32 = 36_525;
 /// Two hexadecimal digits name a shard in Redis.
 const MAX_SHARDS: u32 = 256;
-const LEDGER_SCHEMES: [&str; 2] = ["redis", "rediss"];
 const STORE_SCHEMES: [&str; 2] = ["postgres", "postgresql"];
 /// The plan of users for whom none is named.
 const DEFAULT_PLAN: &str = "free";
@@ -104,9 +103,11 @@ fn urls(config: &Config, found: &mut Findings) {
     let scheme = |url: &str| url.split_once("://").map(|(scheme, _)| scheme.to_owned());
     let known = |url: &str, schemes: &[&str]| scheme(url).is_some_and(|scheme| schemes.contains(&scheme.as_str()));
     let ledger = &config.ledger.url;
-    // The connection knows one server: of a list it would make a host's name.
-    let right = ledger.is_empty() || (known(ledger, &LEDGER_SCHEMES) && !ledger.contains(','));
-    found.check(right, "ledger.url", "must be redis://HOST:PORT or rediss://HOST:PORT, one server");
+    if !ledger.is_empty()
+        && let Err(problem) = RedisUrl::parse(ledger)
+    {
+        found.add("ledger.url", problem);
+    }
     let store = &config.store.url;
     let right = store.is_empty() || (known(store, &STORE_SCHEMES) && store.parse::<tokio_postgres::Config>().is_ok());
     found.check(right, "store.url", "must be postgres://USER:PASSWORD@HOST:PORT/DATABASE");

@@ -48,7 +48,7 @@ pub(super) async fn take(
     principal: &SharedPrincipal,
     ask: Ask,
 ) -> Result<Ticket, Refusal> {
-    let asked = match worker.ledger.status() {
+    let asked = match worker.ledger.status_of(&principal.account) {
         Status::Ready => {
             let reserve = hold::reserve(&worker.ledger, &principal.account, ask);
             let limit = Duration::from_millis(worker.shared.config.ledger.reserve_timeout_ms);

@@ -547,8 +547,13 @@ impl Future for Reply {
 pub trait Ledger: Send + Sync + std::fmt::Debug + 'static {
     fn submit(&self, op: Op) -> Reply;
 
-    /// Whether new work may be admitted.
+    /// Whether new work may be admitted, anybody's.
     fn status(&self) -> Status;
+
+    /// Whether new work of this account may be admitted: what is wrong may be wrong with some accounts only.
+    fn status_of(&self, _account: &AccountId) -> Status {
+        self.status()
+    }
 }
 
 /// Where the ledger finds an account that it does not have. The bridge implements it over the store.

@@ -1,31 +1,40 @@
-//! The way to Redis: the one place that knows what kind of server it is.
+//! The way to Redis: to whichever server is primary for a shard.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntCounter;
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, RedisError, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 
+use super::discovery::{self, Discovery, slot_of};
 use super::script::Script;
+use crate::config::{Address, RedisUrl};
 
-/// Calls that may wait on one connection for their answers.
-const PIPELINE_BUFFER: usize = 16;
+/// Redirections followed in one call: while a slot moves there is one, or two.
+const REDIRECTIONS_MAX: usize = 4;
+/// Servers that one link stays connected to.
+const CONNECTIONS_MAX: usize = 64;
 
-/// Makes connections.
+const NO_CLUSTER: &str = "the server belongs to a Cluster: ledger.url must be redis+cluster://HOST:PORT,…";
+
+/// Makes links. All links of a connector share what they know of the servers.
 #[derive(Debug, Clone)]
 pub struct Connector {
-    client: Client,
-    timeout: Duration,
+    discovery: Arc<Discovery>,
 }
 
-/// A connection that is made when it is needed, and made anew when it broke.
+/// The way to one shard: connections that are made when they are needed, and made anew when they broke.
 #[derive(Debug)]
 pub struct Link {
-    connector: Connector,
-    connection: Option<MultiplexedConnection>,
+    discovery: Arc<Discovery>,
+    slot: u16,
+    connections: Vec<(Arc<Address>, MultiplexedConnection)>,
+    /// Who answered last.
+    answered: Option<Arc<Address>>,
     reconnects: IntCounter,
-    connected_before: bool,
+    /// A connection broke, and none was made since.
+    broken: bool,
 }
 
 /// Why a call brought no answer. It may have been carried out all the same.
@@ -57,56 +66,94 @@ impl CallError {
     }
 }
 
+/// What an error says.
+enum Verdict {
+    Failed(CallError),
+    /// Nothing was done; another server has the slot, or (`asking`) those of its keys that have moved already.
+    Elsewhere {
+        to: Arc<Address>,
+        asking: bool,
+    },
+}
+
 impl Connector {
     /// `timeout` bounds each connect and each call.
-    pub fn new(url: &str, timeout: Duration) -> Result<Connector, RedisError> {
-        let info = url.into_connection_info()?;
-        let redis = info.redis_settings().clone().set_skip_set_lib_name();
-        let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true)).set_redis_settings(redis);
-        Ok(Connector { client: Client::open(info)?, timeout })
+    pub fn new(url: &str, timeout: Duration) -> Result<Connector, &'static str> {
+        Ok(Connector { discovery: Arc::new(Discovery::new(RedisUrl::parse(url)?, timeout)) })
     }
 
+    /// To the first shard.
     pub fn link(&self, reconnects: IntCounter) -> Link {
-        Link { connector: self.clone(), connection: None, reconnects, connected_before: false }
+        let discovery = self.discovery.clone();
+        let (connections, answered) = (Vec::new(), None);
+        Link { discovery, slot: slot_of(0), connections, answered, reconnects, broken: false }
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.timeout))
-            .set_response_timeout(Some(self.timeout))
-            .set_pipeline_buffer_size(PIPELINE_BUFFER);
-        self.client.get_multiplexed_async_connection_with_config(&config).await
+    pub fn is_cluster(&self) -> bool {
+        self.discovery.is_cluster()
+    }
+
+    /// All servers that shards live on, as far as is known.
+    pub async fn primaries(&self) -> Result<Vec<Arc<Address>>, CallError> {
+        self.discovery.primaries().await
+    }
+
+    /// Asks anew who is primary, once a second at most.
+    pub async fn poll(&self) {
+        self.discovery.poll().await;
     }
 }
 
 impl Link {
+    /// From now on to this shard.
+    pub fn turn_to(&mut self, shard: u32) {
+        self.slot = slot_of(shard);
+    }
+
     /// Sends a command once.
     pub async fn send(&mut self, command: &Cmd) -> Result<Value, CallError> {
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            None => {
-                let connection = self.connector.connect().await.map_err(broken)?;
-                if std::mem::replace(&mut self.connected_before, true) {
-                    self.reconnects.inc();
+        let mut to = self.discovery.primary(self.slot).await?;
+        let mut asking = false;
+        for _ in 0..REDIRECTIONS_MAX {
+            match self.try_at(&to, command, asking).await {
+                Ok(value) => return Ok(value),
+                Err(Verdict::Failed(error)) => return Err(error),
+                Err(Verdict::Elsewhere { to: other, asking: once }) => {
+                    if !once {
+                        self.discovery.moved(self.slot, other.clone());
+                    }
+                    (to, asking) = (other, once);
                 }
-                self.connection.insert(connection)
             }
-        };
-        let result = connection.send_packed_command(command).await.and_then(Value::extract_error);
-        result.map_err(|error| self.judge(&error))
+        }
+        Err(CallError::Again("redirected too often".to_owned()))
+    }
+
+    /// Sends a command once, to that server.
+    pub async fn send_to(&mut self, to: &Arc<Address>, command: &Cmd) -> Result<Value, CallError> {
+        match self.try_at(to, command, false).await {
+            Ok(value) => Ok(value),
+            Err(Verdict::Failed(error)) => Err(error),
+            Err(Verdict::Elsewhere { to, .. }) => Err(CallError::Again(format!("redirected to {to}"))),
+        }
     }
 
     /// Runs a script once, having loaded it where the server does not know it (any more).
     pub async fn call(&mut self, script: &Script, command: &Cmd) -> Result<Value, CallError> {
-        match self.send(command).await {
-            Err(CallError::NoScript) => {
-                let mut load = Cmd::new();
-                load.arg("SCRIPT").arg("LOAD").arg(&script.body);
-                self.send(&load).await?;
-                self.send(command).await
+        // A redirection may lead to a server that does not know it either.
+        for _ in 0..2 {
+            match self.send(command).await {
+                Err(CallError::NoScript) => {}
+                result => return result,
             }
-            result => result,
+            let mut load = Cmd::new();
+            load.arg("SCRIPT").arg("LOAD").arg(&script.body);
+            match self.answered.clone() {
+                Some(server) => self.send_to(&server, &load).await?,
+                None => self.send(&load).await?,
+            };
         }
+        self.send(command).await
     }
 
     /// As [`Link::call`], for scripts that answer bytes.
@@ -117,33 +164,95 @@ impl Link {
         }
     }
 
-    fn judge(&mut self, error: &RedisError) -> CallError {
+    async fn try_at(&mut self, to: &Arc<Address>, command: &Cmd, asking: bool) -> Result<Value, Verdict> {
+        let (connection, asked) = match self.connection(to).await {
+            // The next command on this connection, and only that, may use keys that are still on their way here.
+            Ok(connection) if asking => {
+                let mut asking = Cmd::new();
+                asking.arg("ASKING");
+                let asked = discovery::send(connection, &asking).await;
+                (connection, asked.map(drop))
+            }
+            Ok(connection) => (connection, Ok(())),
+            Err(error) => {
+                self.discovery.distrust(self.slot, to);
+                return Err(Verdict::Failed(error));
+            }
+        };
+        let result = match asked {
+            Ok(()) => discovery::send(connection, command).await,
+            Err(error) => Err(error),
+        };
+        self.answered = Some(to.clone());
+        result.map_err(|error| self.judge(to, &error))
+    }
+
+    async fn connection(&mut self, to: &Arc<Address>) -> Result<&mut MultiplexedConnection, CallError> {
+        if let Some(at) = self.connections.iter().position(|(address, _)| address == to) {
+            return Ok(&mut self.connections[at].1);
+        }
+        let connection = self.discovery.connect(to).await?;
+        if std::mem::take(&mut self.broken) {
+            self.reconnects.inc();
+        }
+        self.connections.retain(|(address, _)| self.discovery.is_primary(address));
+        if self.connections.len() >= CONNECTIONS_MAX {
+            self.connections.remove(0);
+        }
+        self.connections.push((to.clone(), connection));
+        let at = self.connections.len() - 1;
+        Ok(&mut self.connections[at].1)
+    }
+
+    fn judge(&mut self, at: &Arc<Address>, error: &RedisError) -> Verdict {
         let reason = error.to_string();
-        match error.kind() {
+        let failed = match error.kind() {
             ErrorKind::Server(ServerErrorKind::NoScript) => CallError::NoScript,
-            ErrorKind::Server(
-                ServerErrorKind::TryAgain | ServerErrorKind::BusyLoading | ServerErrorKind::ClusterDown,
-            ) => CallError::Again(reason),
+            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask) => return self.redirected(at, error),
+            // Keys of one call are on both sides of a moving slot.
+            ErrorKind::Server(ServerErrorKind::TryAgain) => CallError::Again(reason),
+            // It may have been cut off, or started again, and another taken over.
+            ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::ClusterDown) => {
+                self.discovery.distrust(self.slot, at);
+                CallError::Again(reason)
+            }
+            ErrorKind::Extension if error.code() == Some("NOREPLICAS") => {
+                self.discovery.distrust(self.slot, at);
+                CallError::Again(reason)
+            }
             // A demoted primary stays read-only: only another connection can lead to its successor.
-            ErrorKind::Server(
-                ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::Moved | ServerErrorKind::Ask,
-            ) => {
-                self.connection = None;
+            ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown) => {
+                self.lose(at);
                 CallError::Broken(reason)
             }
             ErrorKind::Extension if error.code() == Some("BUSY") => CallError::Again(reason),
             ErrorKind::Server(_) | ErrorKind::Extension => CallError::Refused(reason),
             _ => {
-                self.connection = None;
+                self.lose(at);
                 CallError::Broken(reason)
+            }
+        };
+        Verdict::Failed(failed)
+    }
+
+    fn redirected(&mut self, at: &Arc<Address>, error: &RedisError) -> Verdict {
+        if !self.discovery.is_cluster() {
+            return Verdict::Failed(CallError::Refused(NO_CLUSTER.to_owned()));
+        }
+        match discovery::redirection(error, at) {
+            Some(to) => Verdict::Elsewhere { to, asking: error.kind() == ErrorKind::Server(ServerErrorKind::Ask) },
+            None => {
+                self.discovery.distrust(self.slot, at);
+                Verdict::Failed(CallError::Again(error.to_string()))
             }
         }
     }
-}
 
-#[expect(clippy::needless_pass_by_value, reason = "it is passed to map_err")]
-fn broken(error: RedisError) -> CallError {
-    CallError::Broken(error.to_string())
+    fn lose(&mut self, at: &Arc<Address>) {
+        self.connections.retain(|(address, _)| address != at);
+        self.broken = true;
+        self.discovery.distrust(self.slot, at);
+    }
 }
 
 /// Grows from one failed attempt to the next.

@@ -53,7 +53,7 @@ struct Marks {
 
 impl Log {
     pub(crate) fn new(core: Arc<Core>, shard: u32) -> Log {
-        let link = core.link();
+        let link = core.link(shard);
         Log { core, shard, link, marks: Marks::default(), read: (0, Vec::new()) }
     }
 

@@ -5,6 +5,7 @@
 //! read by the bridge.
 
 pub mod connection;
+pub mod discovery;
 pub mod log;
 pub mod meta;
 pub mod reopen;
@@ -16,6 +17,7 @@ pub mod wire;
 
 mod loading;
 mod queue;
+mod servers;
 mod upkeep;
 
 use std::sync::Arc;
@@ -50,10 +52,12 @@ pub enum OpenError {
     Url(String),
     #[error("Redis is out of reach: {0}")]
     Unreachable(String),
-    #[error("Redis {0} is too old: 7.0 or newer is needed")]
-    TooOld(String),
-    #[error("Redis may evict balances: maxmemory-policy is {0}, and must be noeviction")]
-    Evicts(String),
+    #[error("Redis {version} at {server} is too old: 7.0 or newer is needed")]
+    TooOld { server: String, version: String },
+    #[error("Redis at {server} may evict balances: maxmemory-policy is {policy}, and must be noeviction")]
+    Evicts { server: String, policy: String },
+    #[error("Redis at {0} belongs to a Cluster: ledger.url must be redis+cluster://HOST:PORT,…")]
+    InCluster(String),
     #[error("the ledger was created with {created} shards, ledger.shards is {set}")]
     Shards { created: u32, set: u32 },
     #[error(
@@ -115,6 +119,8 @@ impl std::fmt::Debug for Core {
 
 /// Shards of a new ledger on a single Redis.
 const DEFAULT_SHARDS: u32 = 1;
+/// On a Cluster, so that each node gets some.
+const CLUSTER_SHARDS: u32 = 16;
 /// Two hexadecimal digits name a shard.
 const SHARDS_MAX: u32 = 256;
 
@@ -127,11 +133,11 @@ impl RedisLedger {
         metrics: Metrics,
     ) -> Result<Arc<RedisLedger>, OpenError> {
         let timeout = Duration::from_millis(settings.call_timeout_ms);
-        let connector =
-            Connector::new(&settings.url, timeout).map_err(|error| OpenError::Url(error.category().to_owned()))?;
+        let connector = Connector::new(&settings.url, timeout).map_err(|error| OpenError::Url(error.to_owned()))?;
         let mut link = connector.link(metrics.ledger_reconnects.clone());
-        check_server(&mut link).await?;
-        let shards = shard_count(&mut link, settings.shards).await?;
+        servers::check(&connector, &mut link).await?;
+        let default = if connector.is_cluster() { CLUSTER_SHARDS } else { DEFAULT_SHARDS };
+        let shards = shard_count(&mut link, settings.shards, default).await?;
         let core = Arc::new(Core {
             settings: settings.clone(),
             connector,
@@ -144,6 +150,7 @@ impl RedisLedger {
             states: (0..shards).map(|_| ShardState::default()).collect(),
         });
         for shard in 0..shards {
+            link.turn_to(shard);
             core.join(&mut link, shard).await?;
         }
         Ok(Arc::new(RedisLedger { core }))
@@ -189,6 +196,11 @@ impl Ledger for Worker {
         }
     }
 
+    fn status_of(&self, account: &AccountId) -> Status {
+        let queue = self.queues.get(shard_of(account, self.queues.len()));
+        queue.map_or(Status::Unavailable, |queue| queue.status())
+    }
+
     fn status(&self) -> Status {
         let worst = |status: Status| match status {
             Status::Ready => 0,
@@ -218,40 +230,8 @@ pub(crate) fn random() -> u64 {
     getrandom::u64().unwrap_or_else(|_| uuid::Uuid::now_v7().as_u128() as u64)
 }
 
-async fn check_server(link: &mut Link) -> Result<(), OpenError> {
-    let info = info(link, &["server", "memory", "persistence"]).await.map_err(unreachable_server)?;
-    let version = field(&info, "redis_version").unwrap_or("0");
-    let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
-    if major < 7 {
-        return Err(OpenError::TooOld(version.to_owned()));
-    }
-    let policy = field(&info, "maxmemory_policy").unwrap_or("unknown");
-    if policy != "noeviction" {
-        return Err(OpenError::Evicts(policy.to_owned()));
-    }
-    if field(&info, "aof_enabled") != Some("1") {
-        tracing::warn!("Redis has no append-only file: a crash of Redis loses what was not yet flushed to the store");
-    }
-    Ok(())
-}
-
-/// The sections of INFO.
-pub(crate) async fn info(link: &mut Link, sections: &[&str]) -> Result<String, CallError> {
-    let mut command = Cmd::new();
-    command.arg("INFO").arg(sections);
-    match link.send(&command).await? {
-        Value::BulkString(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Value::VerbatimString { text, .. } => Ok(text),
-        other => Err(CallError::Refused(format!("an unexpected answer to INFO: {other:?}"))),
-    }
-}
-
-pub(crate) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
-    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
-}
-
-async fn shard_count(link: &mut Link, set: u32) -> Result<u32, OpenError> {
-    let wanted = if set == 0 { DEFAULT_SHARDS } else { set.min(SHARDS_MAX) };
+async fn shard_count(link: &mut Link, set: u32, default: u32) -> Result<u32, OpenError> {
+    let wanted = if set == 0 { default } else { set.min(SHARDS_MAX) };
     let mut command = Cmd::new();
     command.arg("SET").arg("fg:{00}:ledger").arg(wanted).arg("NX").arg("GET");
     let created = match link.send(&command).await.map_err(unreachable_server)? {
@@ -298,8 +278,10 @@ impl Core {
         self.states.get(shard as usize).unwrap_or(&NONE)
     }
 
-    pub(crate) fn link(&self) -> Link {
-        self.connector.link(self.metrics.ledger_reconnects.clone())
+    pub(crate) fn link(&self, shard: u32) -> Link {
+        let mut link = self.connector.link(self.metrics.ledger_reconnects.clone());
+        link.turn_to(shard);
+        link
     }
 
     pub(crate) fn is_memory_full(&self) -> bool {

@@ -31,7 +31,7 @@ pub(crate) async fn run(core: Arc<Core>, shard: u32, queue: Arc<Queue>, tasks: T
         id: new_session(),
         number: 0,
         keys: Keyspace::new(shard, 0),
-        link: core.link(),
+        link: core.link(shard),
         batch: Vec::new(),
         packed: Packed::default(),
         ready: VecDeque::new(),

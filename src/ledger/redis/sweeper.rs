@@ -1,18 +1,18 @@
-//! Watches what nobody asks about: ends sessions that stand still, and sees whether Redis's memory is full. What may
+//! Watches what nobody asks about: ends sessions that stand still, and keeps an eye on the [`servers`]. What may
 //! take its time is [`upkeep`]'s.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use redis::{Cmd, Value};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::{CallError, Link};
 use super::wire::{Keyspace, Reader, decode, encode};
-use super::{Core, RedisLedger, field, info, meta, script, upkeep};
+use super::{Core, RedisLedger, meta, script, servers, upkeep};
 use crate::ledger::{Connect, SessionId};
 
 /// Longest time between two looks; shorter where sessions are fenced sooner than in ten of them.
@@ -23,8 +23,6 @@ const SLACK: Duration = Duration::from_millis(250);
 const CHUNK: usize = 100;
 /// Sessions looked at.
 const SESSIONS_MAX: usize = 10_000;
-/// Percent of Redis's memory limit beyond which new work is refused.
-const MEMORY_FULL_PERCENT: u64 = 95;
 
 /// What was returned of a dead session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,7 +81,7 @@ pub async fn return_holds(link: &mut Link, keys: &Keyspace, session: SessionId) 
     }
 }
 
-/// Looks at every shard once a second, until `stop`.
+/// Looks at every shard and every server once a second, until `stop`.
 pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
     let tasks = TaskTracker::new();
     let ledger = RedisLedger { core: core.clone() }.connect(&tasks, stop.clone());
@@ -91,17 +89,22 @@ pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
     let upkeep = upkeep::run(core.clone(), ledger);
     let interval =
         INTERVAL.min(Duration::from_millis(core.settings.fence_after_ms / 10).max(Duration::from_millis(20)));
-    let shard = |shard| Shard { shard, seen: Watch::new(interval) };
-    let shards = (0..core.shards).map(shard).collect();
-    let mut sweeper = Sweeper { link: core.link(), shards, core, interval };
-    let looks = async {
+    let shard = |shard| Shard { core: core.clone(), link: core.link(shard), shard, seen: Watch::new(interval) };
+    let mut shards: Vec<Shard> = (0..core.shards).map(shard).collect();
+    let mut link = core.link(0);
+    // Side by side: a server that does not answer must not make the looks at the others late.
+    let looks = join_all(shards.iter_mut().map(Shard::keep_looking));
+    let watch = async {
         loop {
-            sweeper.look().await;
-            tokio::time::sleep(sweeper.interval).await;
+            if let Err(error) = servers::watch(&core, &mut link).await {
+                tracing::debug!(%error, "the memory of Redis is not known");
+            }
+            tokio::time::sleep(interval).await;
         }
     };
     tokio::select! {
-        () = looks => {}
+        _ = looks => {}
+        () = watch => {}
         // Beside the looks, not among them: a slow store must not keep a dead session's holds from going back.
         () = upkeep => {}
         () = stop.cancelled() => {}
@@ -109,14 +112,9 @@ pub(crate) async fn run(core: Arc<Core>, stop: CancellationToken) {
     tasks.wait().await;
 }
 
-struct Sweeper {
+struct Shard {
     core: Arc<Core>,
     link: Link,
-    shards: Vec<Shard>,
-    interval: Duration,
-}
-
-struct Shard {
     shard: u32,
     seen: Watch,
 }
@@ -165,52 +163,52 @@ impl Watch {
     }
 }
 
-impl Sweeper {
-    async fn look(&mut self) {
-        let mut shards = std::mem::take(&mut self.shards);
-        for shard in &mut shards {
-            if let Err(error) = self.look_at(shard).await {
-                shard.seen.forget();
-                tracing::warn!(shard = shard.shard, %error, "the sweeper could not look");
-            }
-        }
-        self.shards = shards;
-        if let Err(error) = self.watch_memory().await {
-            tracing::debug!(%error, "Redis's memory is not known");
+impl Shard {
+    async fn keep_looking(&mut self) {
+        loop {
+            self.look().await;
+            tokio::time::sleep(self.seen.interval).await;
         }
     }
 
-    async fn look_at(&mut self, shard: &mut Shard) -> Result<(), CallError> {
+    async fn look(&mut self) {
+        if let Err(error) = self.look_at_sessions().await {
+            self.seen.forget();
+            tracing::warn!(shard = self.shard, %error, "the sweeper could not look");
+        }
+    }
+
+    async fn look_at_sessions(&mut self) -> Result<(), CallError> {
         let begun = Instant::now();
-        let position = meta::find_or_make(&self.core, &mut self.link, shard.shard)
+        let position = meta::find_or_make(&self.core, &mut self.link, self.shard)
             .await
             .map_err(|error| CallError::Broken(error.to_string()))?;
-        let keys = Keyspace::new(shard.shard, position.epoch);
+        let keys = Keyspace::new(self.shard, position.epoch);
         let sessions = self.sessions(&keys).await?;
         let live: Vec<_> =
             sessions.iter().filter(|state| !state.fenced).map(|state| (state.id, state.number)).collect();
         // A look that took long is as bad as one that came late.
-        if begun.elapsed() > self.interval + SLACK {
-            shard.seen.forget();
+        if begun.elapsed() > self.seen.interval + SLACK {
+            self.seen.forget();
         }
         let limit = Duration::from_millis(self.core.settings.fence_after_ms);
-        for (session, number) in shard.seen.observe(position.epoch, &live, Instant::now(), limit) {
+        for (session, number) in self.seen.observe(position.epoch, &live, Instant::now(), limit) {
             if let Some(ended) = end_session(&mut self.link, &keys, session, number).await? {
                 self.core.metrics.sessions_fenced.inc();
-                self.report(shard.shard, session, ended);
+                self.report(session, ended);
             }
         }
         for half_done in sessions.iter().filter(|state| state.fenced) {
             let ended = return_holds(&mut self.link, &keys, SessionId(half_done.id)).await?;
-            self.report(shard.shard, SessionId(half_done.id), ended);
+            self.report(SessionId(half_done.id), ended);
         }
         Ok(())
     }
 
-    fn report(&self, shard: u32, session: SessionId, ended: Ended) {
+    fn report(&self, session: SessionId, ended: Ended) {
         self.core.counters.abandoned(i64::try_from(ended.forfeited_micro).unwrap_or(i64::MAX));
         tracing::warn!(
-            shard,
+            shard = self.shard,
             session = session.0,
             forfeited_micro = ended.forfeited_micro,
             unreadable = ended.unreadable,
@@ -245,18 +243,6 @@ impl Sweeper {
             }
         }
         Ok(states)
-    }
-
-    async fn watch_memory(&mut self) -> Result<(), CallError> {
-        let info = info(&mut self.link, &["memory"]).await?;
-        let number = |name| field(&info, name).and_then(|value| value.parse::<u64>().ok()).unwrap_or(0);
-        let (used, max) = (number("used_memory"), number("maxmemory"));
-        let full = max > 0 && u128::from(used) * 100 >= u128::from(max) * u128::from(MEMORY_FULL_PERCENT);
-        let before = self.core.memory_full.swap(full, Ordering::Relaxed);
-        if full && !before {
-            tracing::error!(used, max, "Redis's memory is nearly full: new work is refused");
-        }
-        Ok(())
     }
 }
 

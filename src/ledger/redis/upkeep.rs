@@ -27,7 +27,7 @@ const PARK_MAX: usize = 50;
 /// Goes round all shards, once a second, for ever. `ledger` is a session of its own.
 pub(super) async fn run(core: Arc<Core>, ledger: SharedLedger) {
     let mut scans = vec!["0".to_owned(); core.shards as usize];
-    let mut upkeep = Upkeep { link: core.link(), ledger, core };
+    let mut upkeep = Upkeep { link: core.link(0), ledger, core };
     loop {
         for (shard, scan) in (0..).zip(&mut scans) {
             if let Err(error) = upkeep.shard(shard, scan).await {
@@ -47,6 +47,7 @@ struct Upkeep {
 impl Upkeep {
     /// `scan`: where the search for idle accounts goes on.
     async fn shard(&mut self, shard: u32, scan: &mut String) -> Result<(), CallError> {
+        self.link.turn_to(shard);
         let position = meta::find_or_make(&self.core, &mut self.link, shard)
             .await
             .map_err(|error| CallError::Broken(error.to_string()))?;

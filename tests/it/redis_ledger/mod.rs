@@ -1,7 +1,7 @@
 //! The Redis ledger against a real Redis.
 
 mod faults;
-mod fixture;
+pub(crate) mod fixture;
 mod sessions;
 
 use std::sync::Arc;
@@ -385,7 +385,7 @@ async fn shards_are_many_and_fixed() {
 async fn a_redis_that_evicts_is_refused() {
     let redis = Redis::with(&["--appendonly", "no", "--maxmemory-policy", "allkeys-lru"]);
     let refused = Fixture::over(Default::default(), &settings(&redis.url())).await.err();
-    assert!(matches!(&refused, Some(OpenError::Evicts(policy)) if policy == "allkeys-lru"), "{refused:?}");
+    assert!(matches!(&refused, Some(OpenError::Evicts { policy, .. }) if policy == "allkeys-lru"), "{refused:?}");
 }
 
 /// Settles pass when memory is full (the scripts are flagged allow-oom); new work is refused.
