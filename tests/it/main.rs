@@ -5,6 +5,7 @@
 mod admission;
 mod api;
 mod billing;
+mod cluster;
 mod embedded;
 mod faults;
 mod ledger_props;

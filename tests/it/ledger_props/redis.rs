@@ -12,7 +12,7 @@ use redis::{Cmd, Value};
 use tokio::runtime::Runtime;
 
 use super::driver::{BatchAnswer, Driver};
-use crate::support::Redis;
+use crate::support::{Redis, RedisCluster};
 
 /// The clock is Redis's, and never runs backwards: it stands where meta says until Redis's has come as far.
 const SET_CLOCK: &str = "local meta = cmsgpack.unpack(redis.call('GET', KEYS[1])) meta[5] = tonumber(ARGV[1]) \
@@ -30,14 +30,19 @@ pub(crate) struct RedisDriver {
     unread: bool,
     /// The clock is set when something is to be done.
     clock: Option<Micros>,
-    _server: Redis,
+    _server: Box<dyn std::any::Any>,
 }
 
 impl RedisDriver {
     pub(crate) fn start() -> RedisDriver {
         let server = Redis::start();
+        RedisDriver::over(&server.url(), Box::new(server))
+    }
+
+    /// `server` goes last.
+    fn over(url: &str, server: Box<dyn std::any::Any>) -> RedisDriver {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let connector = Connector::new(&server.url(), Duration::from_secs(10)).unwrap();
+        let connector = Connector::new(url, Duration::from_secs(10)).unwrap();
         let link = connector.link(prometheus::IntCounter::new("reconnects", "reconnects").unwrap());
         let keys = Keyspace::new(0, 1);
         RedisDriver {
@@ -131,4 +136,11 @@ impl Driver for RedisDriver {
 #[test]
 fn the_scripts_say_what_the_model_says() {
     super::check(&mut RedisDriver::start());
+}
+
+/// The same through redirections: a Cluster's node that does not have the shard is asked first.
+#[test]
+fn the_scripts_say_so_on_a_cluster_too() {
+    let cluster = RedisCluster::start();
+    super::check_share(&mut RedisDriver::over(&cluster.url(), Box::new(cluster)), 32);
 }

@@ -14,7 +14,7 @@ const HEALED: Duration = Duration::from_secs(30);
 const CREDITS: &str = "100000";
 
 /// Rounds of each fault. `FAREGATE_FAULT_ROUNDS` sets another number.
-fn rounds() -> usize {
+pub(crate) fn rounds() -> usize {
     std::env::var("FAREGATE_FAULT_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(5)
 }
 
@@ -67,7 +67,7 @@ fn options(sim: &Sim, proxy: &ChaosProxy, postgres: &Postgres) -> Options {
 
 /// Waits until the books balance, then holds them against what clients saw: every answer whose end came is charged
 /// exactly once, and besides those at most the ones that broke off.
-async fn exact(gate: &Faregate, user: &str, seen: &[Seen]) {
+pub(crate) async fn exact(gate: &Faregate, user: &str, seen: &[Seen]) {
     let last = std::cell::RefCell::new(String::new());
     let books = eventually(HEALED, &format!("the books of {user} balance"), || async {
         let books = Books::read(gate, user).await;

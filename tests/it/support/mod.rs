@@ -12,6 +12,8 @@ pub mod postgres;
 pub mod process;
 pub mod reaper;
 pub mod redis;
+pub mod redis_cluster;
+pub mod redis_sentinel;
 pub mod stripe;
 #[cfg(test)]
 mod tests;
@@ -26,6 +28,8 @@ pub use http::{Answer, Http, raw};
 pub use ports::free_port;
 pub use postgres::Postgres;
 pub use redis::Redis;
+pub use redis_cluster::RedisCluster;
+pub use redis_sentinel::Sentinels;
 pub use stripe::Stripe;
 pub use upstream::Sim;
 

@@ -75,6 +75,12 @@ impl Redis {
         self.process.signal("CONT");
     }
 
+    /// Stops a replica of `primary`, so that it hears nothing of what is written from here on, even once it is resumed.
+    pub fn cut_off_from(&mut self, primary: &Redis) {
+        self.pause();
+        primary.command(&["CLIENT", "KILL", "TYPE", "replica"]);
+    }
+
     pub fn kill9(&mut self) {
         self.process.kill9();
     }
