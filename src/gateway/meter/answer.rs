@@ -274,7 +274,7 @@ mod tests {
         let member = prop_oneof![
             3 => ("(usage|us\\\\u0061ge|choices|content|output|data|message|error|x|total_tokens)", value.clone()),
             2 => (Just("usage".to_owned()), usage),
-            1 => (Just("error".to_owned()), Just("null".to_owned())),
+            1 => ("err(o|\\\\u006f)r", prop_oneof![Just("null".to_owned()), Just("{}".to_owned())]),
         ];
         prop::collection::vec((member, "[ \t\r\n]{0,2}"), 0..5).prop_map(|members| {
             let member = |((name, value), space): &((String, String), String)| {
