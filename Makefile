@@ -24,7 +24,7 @@ torture: ## The property tests of the ledger a million times over, and the fault
 test-clients: ## The official OpenAI and Anthropic clients, Python and Node, against the gateway
 	scripts/test-clients.sh
 
-fuzz: ## Each fuzz target for a minute: the SSE meter, the request estimator, the header code
+fuzz: ## Each fuzz target for a minute: the SSE meter, the request estimator, the header code, an upstream's answers
 	scripts/fuzz.sh
 
 bench-setup: ## What `make bench` needs from Debian
