@@ -3,13 +3,16 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use faregate::ledger::redis::connection::Connector;
 use faregate::ledger::redis::discovery::slot_of;
+use faregate::ledger::redis::script;
+use faregate::ledger::redis::wire::{Keyspace, decode, encode};
 use faregate::ledger::redis::{OpenError, shard_of};
 use faregate::ledger::{Act, Answer, Op};
 use futures_util::future::join_all;
 
 use super::{Spending, accounts, exact, patient};
-use crate::redis_ledger::fixture::{Bank, Fixture, ask, credits, reserve, settings};
+use crate::redis_ledger::fixture::{Bank, Fixture, ask, credits, id, reserve, settings};
 use crate::support::{RedisCluster, eventually};
 
 /// Shards of a ledger on a Cluster where nothing else is set.
@@ -107,6 +110,37 @@ async fn a_shard_that_is_half_moved_waits() {
     let Answer::Balance(balance) = ask(&fixture.ledger, &ada, Act::Balance).await else { panic!("no balance") };
     assert_eq!((balance.available, balance.seq), (credits(96), 1));
     fixture.shut_down().await;
+}
+
+/// Where all keys of a call have moved and the slot has not yet, the call is made where they are, with a script that has to be
+/// loaded there first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_found_where_they_have_moved() {
+    let cluster = RedisCluster::start();
+    let fixture = Fixture::with(&patient(&cluster.url())).await;
+    let ada = fixture.account("ada", 100);
+    let hold = fixture.reserve(&ada, 10).await;
+    fixture.settle(&ada, hold, 4).await;
+    let begun = fixture.bank.cursor().epoch;
+    fixture.shut_down().await;
+    let shard = u32::try_from(shard_of(&id("ada"), SHARDS)).unwrap();
+    let slot = slot_of(shard);
+    let from = cluster.owner(slot);
+    let to = cluster.other_primary(from);
+    cluster.nodes[to].command(&["SCRIPT", "FLUSH"]);
+    cluster.begin_move(slot, from, to, 1_000);
+    let connector = Connector::new(&cluster.url(), Duration::from_secs(5)).unwrap();
+    let mut link = connector.link(prometheus::IntCounter::new("reconnects", "reconnects").unwrap());
+    link.turn_to(shard);
+    let keys = Keyspace::new(shard, begun);
+    let exists = link.send(redis::cmd("EXISTS").arg(keys.meta())).await.unwrap();
+    assert_eq!(exists, redis::Value::Int(1));
+    let (meta, events, argument) = (keys.meta(), keys.events(), encode::numbers(&[begun, 0]));
+    let look = script::OPEN.command([meta.as_str(), events.as_str()].into_iter(), &argument);
+    let stands = link.call_bytes(&script::OPEN, &look).await.unwrap();
+    let [epoch, counter, _, closed] = decode::numbers::<4>(&stands).unwrap();
+    assert_eq!((u64::try_from(epoch), counter, closed), (Ok(begun), 1, 0));
+    assert_eq!(cluster.owner(slot), from, "the slot itself has not moved");
 }
 
 /// failures 45: a primary and its replica change places under load, as in an upgrade: the one that was demoted redirects, and
