@@ -181,6 +181,13 @@ local function total(account)
   return sum
 end
 
+-- The most that one event may write off besides `amount` of a revocation: the event's sum must stay exact.
+local function beside(account, id, amount)
+  local grant, there = find_grant(account, id), 0
+  if grant then there = account[grant + G_REMAINING] + held_from(account, id) - account[grant + G_CLAW] end
+  return total(account) - math.min(there, amount)
+end
+
 -- `amount` -1: all that is left of it.
 local function revoke(account, id, amount, event)
   local grant, owed = find_grant(account, id), amount > 0 and amount or 0
@@ -230,6 +237,7 @@ local function apply(account, op)
     insert_grant(account, {number, op[6], amount, op[7], 0, 0})
   elseif change == 4 then
     if amount < -1 or amount > LIMIT or account[DEBT] > LIMIT - amount then return {TOO_LARGE} end
+    if amount >= 0 and beside(account, op[6], amount) > LIMIT - amount then return {TOO_LARGE} end
     revoke(account, op[6], amount, event)
   elseif change == 5 then
     if amount < 0 or amount > LIMIT then return {TOO_LARGE} end

@@ -31,7 +31,7 @@ impl Account {
                 EventKind::Granted
             }
             Change::Revoke { grant, amount_micro } => {
-                if amount_micro.is_some_and(|amount| self.debt > LIMIT - amount) {
+                if amount_micro.is_some_and(|amount| self.debt.max(self.beside(*grant, amount)) > LIMIT - amount) {
                     return Answer::TooLarge;
                 }
                 self.revoke(*grant, *amount_micro, &mut effect);
@@ -53,6 +53,13 @@ impl Account {
         self.change = number;
         self.emit(kind, effect, Detail { change: number, ..Detail::default() }, context);
         Answer::Applied
+    }
+
+    /// The most that one event may write off besides `amount` of a revocation: the event's sum must stay exact.
+    fn beside(&self, id: GrantId, amount: i64) -> i64 {
+        let grant = self.grants.iter().find(|grant| grant.id == id);
+        let there = grant.map_or(0, |grant| grant.remaining + self.held_from(id) - grant.claw);
+        self.total() - there.min(amount)
     }
 
     pub(super) fn revoke(&mut self, id: GrantId, amount: Option<i64>, effect: &mut Effect) {

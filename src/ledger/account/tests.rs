@@ -387,6 +387,18 @@ fn changes_apply_once_and_in_order() {
     assert_eq!(bench.account.known(), 10);
 }
 
+/// A lapsed grant and a revocation in one event: past 2^53 its sum would be no sum.
+#[test]
+fn what_one_event_writes_off_stays_exact() {
+    let mut bench = Bench::with(&[]);
+    let expires_at = bench.now + 1;
+    let grant = Change::Grant { kind: GrantKind::Promo, amount_micro: LIMIT, expires_at };
+    assert_eq!(bench.change(grant), Answer::Applied);
+    bench.now += WRITE_OFF_AFTER_US + 2;
+    let revoke = |grant| Change::Revoke { grant: GrantId(grant), amount_micro: Some(65) };
+    assert_eq!(bench.change(revoke(999)), Answer::TooLarge);
+}
+
 #[test]
 fn a_settle_passes_however_absurd_the_amount() {
     let mut bench = Bench::with(&[10]);
