@@ -39,7 +39,7 @@ pub(super) struct Reading {
 impl Reading {
     fn meter(&self, answered: &Answered) -> Meter {
         let Some(inspection) = &self.inspection else { return Meter::Blind };
-        if !answered.head.status.is_success() {
+        if !answered.head.status.is_success() || is_encoded(answered) {
             return Meter::Blind;
         }
         let content_type = answered.head.headers.get(header::CONTENT_TYPE);
@@ -67,6 +67,13 @@ impl Reading {
         let status = head.status.as_u16();
         (head, Box::new(Ride { rest, meter, fare, status, idle, covered, left }))
     }
+}
+
+/// A successful answer in a coding that the request did not allow (RFC 9110 §12.5.3): nothing in it can be read.
+pub(super) fn is_encoded(answered: &Answered) -> bool {
+    let mut codings = answered.head.headers.get_all(header::CONTENT_ENCODING).iter();
+    let named = codings.any(|value| !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"));
+    named && answered.head.status.is_success()
 }
 
 type Forwarded = Pin<Box<dyn Future<Output = Result<Answered, Refusal>>>>;

@@ -58,6 +58,8 @@ pub(super) enum Refusal {
     UpstreamsDown(Duration),
     #[error("the upstream does not accept our credentials")]
     UpstreamKey,
+    #[error("the upstream compresses its answer although asked not to")]
+    UpstreamEncoding,
     #[error("the upstream's answer broke off")]
     UpstreamCut,
     #[error("internal error")]
@@ -191,6 +193,12 @@ impl Refusal {
                 Outcome::UpstreamRefusedKey,
                 "upstream_refused",
                 "the upstream does not accept this gateway; its operator has to look into it",
+            ),
+            Refusal::UpstreamEncoding => upstream(
+                StatusCode::BAD_GATEWAY,
+                Outcome::UpstreamUnavailable,
+                "upstream_encoding",
+                "the upstream compresses its answers, which cannot be metered; its operator has to look into it",
             ),
             Refusal::UpstreamCut => upstream(
                 StatusCode::BAD_GATEWAY,

@@ -247,6 +247,11 @@ async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<R
             tracing::warn!(request_id = %passage.id, upstream, "the upstream does not accept our key");
             Err(fare.refused(Refusal::UpstreamKey))
         }
+        Ok(answered) if fare.price.metered() && delivery::is_encoded(&answered) => {
+            let upstream = &answered.rest.target().name;
+            tracing::warn!(request_id = %passage.id, upstream, "the upstream compresses its answer although asked not to");
+            Err(fare.refused(Refusal::UpstreamEncoding))
+        }
         Ok(answered) if answered.head.status == StatusCode::SWITCHING_PROTOCOLS => match client_side {
             Some(client_side) => {
                 let id = passage.request_id.clone();

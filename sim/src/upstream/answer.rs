@@ -87,6 +87,9 @@ pub(super) fn respond(answer: Answer, knobs: &Knobs, stats: Arc<Stats>) -> Respo
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    if let Some(Ok(coding)) = knobs.encoding.as_deref().map(HeaderValue::from_str) {
+        response.headers_mut().insert(header::CONTENT_ENCODING, coding);
+    }
     if kind == "text/event-stream" {
         response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     }

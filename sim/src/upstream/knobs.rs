@@ -21,6 +21,7 @@
 //! | `comments` | a comment line before each event |
 //! | `body-bytes` | at least so many bytes of padding in a plain answer |
 //! | `garbage` | a plain answer that is no JSON, or a stream of no events |
+//! | `encoding` | a coding that the answer's head names (the body stays as it is) |
 //! | `cached` | so many of the input tokens are reported as cached |
 //! | `echo` | answers what was received instead, whatever the endpoint |
 
@@ -71,6 +72,7 @@ pub struct Knobs {
     pub garbage: bool,
     pub cached: u64,
     pub echo: bool,
+    pub encoding: Option<String>,
 }
 
 impl Default for Knobs {
@@ -96,6 +98,7 @@ impl Default for Knobs {
             garbage: false,
             cached: 0,
             echo: false,
+            encoding: None,
         }
     }
 }
@@ -145,6 +148,7 @@ impl Knobs {
             "garbage" => self.garbage = on,
             "cached" => self.cached = number.unwrap_or(0),
             "echo" => self.echo = on,
+            "encoding" => self.encoding = Some(value.to_owned()),
             _ => {}
         }
     }

@@ -241,6 +241,29 @@ async fn what_cannot_be_metered_is_refused_or_charged_per_request() {
     assert_eq!(rig.http.post(&rig.url("/v1/batches"), &key, &super::chat("x")).await.status, StatusCode::FORBIDDEN);
 }
 
+/// What is compressed cannot be metered: by token it is refused, per request it passes unread.
+#[tokio::test]
+async fn an_answer_compressed_against_our_wish_is_never_metered_by_its_size() {
+    let sim = Sim::start();
+    let (rig, key) = rig_with(&sim, by_token).await;
+    for mut body in [super::chat("x"), stream("x")] {
+        body["model"] = "gpt@encoding=gzip,usage=none,tokens=500".into();
+        let answer = rig.http.post(&rig.url("/v1/chat/completions"), &key, &body).await;
+        assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{}", answer.text());
+        assert_eq!(answer.json()["error"]["code"], "upstream_encoding");
+    }
+    assert!(rig.usage("ann", 2).await.iter().all(|row| row.charged.is_zero()));
+    let mut plain = super::chat("x");
+    plain["model"] = "gpt@encoding=identity".into();
+    let answer = rig.http.post(&rig.url("/v1/chat/completions"), &key, &plain).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    let (rig, key) = rig_with(&sim, |_| {}).await;
+    let answer = rig.http.post(&rig.url("/v1/chat/completions"), &key, &stream("gpt@encoding=br")).await;
+    assert_eq!((answer.status, answer.header("content-encoding")), (StatusCode::OK, "br"));
+    let rows = rig.usage("ann", 1).await;
+    assert_eq!((rows[0].charged.to_string().as_str(), rows[0].usage.output_tokens), ("1", 0), "{rows:?}");
+}
+
 fn two_upstreams(config: &mut Config, first: &str, second: &str) {
     config.upstreams.insert("first".into(), upstream(first));
     config.upstreams.insert("second".into(), upstream(second));
