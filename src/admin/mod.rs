@@ -36,6 +36,8 @@ use subtle::ConstantTimeEq;
 use tokio_util::task::TaskTracker;
 
 use crate::api::frame;
+use crate::api::listed::Listed;
+use crate::api::openapi::Document;
 use crate::api::problem::Problem;
 use crate::bridge::Auditor;
 use crate::config::{Config, Secret};
@@ -47,6 +49,7 @@ use crate::telemetry::Metrics;
 
 /// Who is named in the audit log and as the maker of changes.
 const OPERATOR: &str = "operator";
+const PREFIX: &str = "/admin/v1";
 
 /// What the operator's API works with.
 pub struct AdminParts {
@@ -100,7 +103,21 @@ pub fn router(parts: AdminParts) -> Router {
         routes_ready: parts.routes_ready,
         tasks: parts.tasks,
     });
-    let operator = Router::new()
+    let operator =
+        operator_routes().router().fallback(frame::not_found).layer(from_fn_with_state(admin.clone(), operator_only));
+    open_routes()
+        .router()
+        .nest(PREFIX, operator)
+        .fallback(frame::not_found)
+        .method_not_allowed_fallback(frame::method_not_allowed)
+        .layer(DefaultBodyLimit::max(max_body))
+        .layer(from_fn_with_state(frame, frame::frame))
+        .with_state(admin)
+}
+
+/// What needs the token, under [`PREFIX`].
+fn operator_routes() -> Listed<Arc<Admin>> {
+    Listed::new()
         .route("/users", post(users::create).get(users::list))
         .route("/users/{id}", get(users::show))
         .route("/users/{id}/grants", post(grants::create).get(grants::list))
@@ -118,18 +135,21 @@ pub fn router(parts: AdminParts) -> Router {
         .route("/audit/books", get(audit::books))
         .route("/audit/books/repair", post(audit::repair))
         .route("/dead-letters", get(dead_letters::list))
-        .fallback(frame::not_found)
-        .layer(from_fn_with_state(admin.clone(), operator_only));
-    Router::new()
-        .nest("/admin/v1", operator)
+}
+
+/// What is open to whoever gets to the listener.
+fn open_routes() -> Listed<Arc<Admin>> {
+    let document = Document::of_operators();
+    Listed::new()
         .route("/metrics", get(health::metrics))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
-        .fallback(frame::not_found)
-        .method_not_allowed_fallback(frame::method_not_allowed)
-        .layer(DefaultBodyLimit::max(max_body))
-        .layer(from_fn_with_state(frame, frame::frame))
-        .with_state(admin)
+        .route("/openapi.json", get(async move || document.clone()))
+}
+
+/// The paths of the admin listener as they are routed.
+pub fn paths() -> Vec<String> {
+    operator_routes().paths(PREFIX).chain(open_routes().paths("")).collect()
 }
 
 /// Lets in who sends the token; everybody else learns nothing, not even which paths there are.

@@ -6,6 +6,8 @@ pub mod credits;
 pub mod extract;
 pub mod frame;
 pub mod idempotency;
+pub(crate) mod listed;
+pub mod openapi;
 pub mod problem;
 pub(crate) mod reports;
 pub mod subscription;
@@ -22,6 +24,7 @@ use axum::routing::{get, post};
 use http::request::Parts;
 use tokio_util::task::TaskTracker;
 
+use self::listed::Listed;
 use self::problem::Problem;
 use crate::billing::Billing;
 use crate::billing::plans::Catalog;
@@ -72,7 +75,21 @@ pub fn router(parts: ApiParts) -> Router {
     let catalog = Catalog::new(config.clone());
     let balances = credits::Balances::new();
     let api = Arc::new(Api { store, ledger, identity, config, metrics, catalog, billing, tasks, balances });
-    let routes = Router::new()
+    let document = openapi::Document::of_users(&prefix);
+    let routes = routes(max_webhook).route("/openapi.json", get(async move || document.clone())).router();
+    let routes = if prefix.is_empty() { routes } else { Router::new().nest(&prefix, routes) };
+    routes
+        .fallback(frame::not_found)
+        .method_not_allowed_fallback(frame::method_not_allowed)
+        .layer(DefaultBodyLimit::max(max_body))
+        .layer(from_fn_with_state(cors, cors::cors))
+        .layer(from_fn_with_state(frame, frame::frame))
+        .with_state(api)
+}
+
+/// What is under the prefix, beside the document that describes it.
+fn routes(max_webhook: usize) -> Listed<Arc<Api>> {
+    Listed::new()
         .route("/credits/check", get(credits::check))
         .route("/credits/deduct", post(credits::deduct))
         .route("/credits/reserve", post(credits::reserve))
@@ -84,15 +101,14 @@ pub fn router(parts: ApiParts) -> Router {
         .route("/billing/portal", post(subscription::portal))
         .route("/billing/subscription", get(subscription::show).post(subscription::change).delete(subscription::cancel))
         .route("/billing/history", get(subscription::history))
-        .route("/billing/webhook", post(billing::webhook).layer(DefaultBodyLimit::max(max_webhook)));
-    let routes = if prefix.is_empty() { routes } else { Router::new().nest(&prefix, routes) };
-    routes
-        .fallback(frame::not_found)
-        .method_not_allowed_fallback(frame::method_not_allowed)
-        .layer(DefaultBodyLimit::max(max_body))
-        .layer(from_fn_with_state(cors, cors::cors))
-        .layer(from_fn_with_state(frame, frame::frame))
-        .with_state(api)
+        .route("/billing/webhook", post(billing::webhook).layer(DefaultBodyLimit::max(max_webhook)))
+}
+
+/// The paths of the API as they are routed.
+pub fn paths(config: &Config) -> Vec<String> {
+    let prefix = config.api.prefix.trim_end_matches('/');
+    let document = std::iter::once(format!("{prefix}/openapi.json"));
+    routes(config.stripe.max_webhook_bytes).paths(prefix).chain(document).collect()
 }
 
 /// The authenticated caller.

@@ -3,6 +3,7 @@
 mod credits;
 mod input;
 mod model;
+mod openapi;
 mod operator;
 mod reports;
 pub(crate) mod rig;
