@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use self::backend::{Backend, BackendParts};
+use self::backend::{Backend, BackendParts, Role};
 use self::data_dir::DataDir;
 use self::demo::Demo;
 use self::greeting::Greeting;
@@ -71,6 +71,7 @@ async fn serve(mut config: Config, directory: &DataDir, metrics: Metrics) -> Res
         admin_token: token.clone(),
         metrics: metrics.clone(),
         broken: broken.clone(),
+        role: Role::Gateway,
     })
     .await?;
     let front = Front { config, store, directory, token, metrics, stop, broken };

@@ -17,7 +17,8 @@ use super::{Api, Caller, ask, refused};
 use crate::config::{Config, Plan};
 use crate::credits::Credits;
 use crate::identity::principal::Principal;
-use crate::ledger::{AccountId, Act, Answer, Balance, GrantKind, Kept, RecordId, RecordKey, SharedLedger};
+use crate::ledger::{AccountId, Act, Answer, Balance, GrantKind, Kept, Micros, RecordId, RecordKey, SharedLedger};
+use crate::store::SharedStore;
 use crate::usage::Usage;
 
 /// A shown balance is at most a second old; the rest of the second is for the way.
@@ -31,7 +32,12 @@ const ROUTE: &str = "api";
 
 /// Balances as they were less than a second ago: to be shown, never to admit.
 pub(crate) struct Balances {
-    shown: moka::future::Cache<AccountId, Arc<Balance>>,
+    shown: moka::future::Cache<AccountId, Arc<Shown>>,
+}
+
+struct Shown {
+    balance: Balance,
+    resets_at: Option<Micros>,
 }
 
 impl Balances {
@@ -50,28 +56,49 @@ pub(crate) async fn balance(ledger: &SharedLedger, config: &Config, account: &Ac
 
 pub(crate) async fn check(State(api): State<Arc<Api>>, Caller(principal): Caller) -> Result<Response, Problem> {
     let account = &principal.account;
-    let load = async { balance(&api.ledger, &api.config, account).await.map(Arc::new) };
-    let balance = match api.balances.shown.get(account).await {
+    let load = async {
+        let balance = balance(&api.ledger, &api.config, account).await?;
+        let resets_at = resets_at(&api.store, account, &balance).await;
+        Ok::<_, Problem>(Arc::new(Shown { balance, resets_at }))
+    };
+    let found = match api.balances.shown.get(account).await {
         Some(shown) => shown,
         // Several at once for one account ask once.
         None => match api.balances.shown.try_get_with(account.clone(), load).await {
-            Ok(balance) => balance,
+            Ok(found) => found,
             Err(problem) => return Err(Problem::clone(&problem)),
         },
     };
     let plan = api.config.plans.get(&*principal.plan);
-    Ok(json(StatusCode::OK, &shown(&balance, &principal.plan, plan)))
+    Ok(json(StatusCode::OK, &shown(&found, &principal.plan, plan)))
 }
 
-fn shown(balance: &Balance, plan: &str, terms: Option<&Plan>) -> Check {
-    let plan_ends = balance.grants.iter().filter(|grant| grant.kind == GrantKind::Plan && grant.expires_at > 0);
+/// When the soonest of what plans gave ends. The ledger knows when it lapses, which is later by the plan's grace; the store
+/// knows the period that was paid.
+async fn resets_at(store: &SharedStore, account: &AccountId, balance: &Balance) -> Option<Micros> {
+    let plans = || balance.grants.iter().filter(|grant| grant.kind == GrantKind::Plan && grant.expires_at > 0);
+    plans().next()?;
+    let ends = match store.period_ends(account).await {
+        Ok(ends) => ends,
+        Err(error) => {
+            tracing::warn!(%account, %error, "when a period ends could not be read: it is not told");
+            return None;
+        }
+    };
+    let paid = |id| ends.iter().find(|(grant, _)| *grant == id).map(|(_, ends_at)| *ends_at);
+    // One that an operator gave belongs to no period.
+    plans().map(|grant| paid(grant.id).unwrap_or(grant.expires_at)).min()
+}
+
+fn shown(found: &Shown, plan: &str, terms: Option<&Plan>) -> Check {
+    let Shown { balance, resets_at } = found;
     Check {
         available: balance.available,
         held: balance.held,
         debt: balance.debt,
         plan: plan.to_owned(),
         low: balance.available < low_below(terms),
-        resets_at: plan_ends.map(|grant| grant.expires_at).min().map(Time::from_micros),
+        resets_at: resets_at.map(Time::from_micros),
     }
 }
 
@@ -228,10 +255,9 @@ fn usage(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{GrantId, GrantState};
 
-    fn with(available: &str, grants: Vec<GrantState>) -> Balance {
-        Balance {
+    fn with(available: &str) -> Shown {
+        let balance = Balance {
             available: available.parse().unwrap(),
             held: Credits::ZERO,
             clawed: Credits::ZERO,
@@ -240,27 +266,24 @@ mod tests {
             seq: 1,
             change: 1,
             in_flight: 0,
-            grants,
-        }
+            grants: Vec::new(),
+        };
+        Shown { balance, resets_at: None }
     }
 
     #[test]
     fn low_is_a_tenth_of_the_plan_or_one_message() {
         let plan = Plan { signup_credits: Credits::whole(100), ..Plan::default() };
-        assert!(shown(&with("9.999999", vec![]), "pro", Some(&plan)).low);
-        assert!(!shown(&with("10", vec![]), "pro", Some(&plan)).low);
-        assert!(shown(&with("0.5", vec![]), "gone", None).low);
-        assert!(!shown(&with("1", vec![]), "gone", None).low);
+        assert!(shown(&with("9.999999"), "pro", Some(&plan)).low);
+        assert!(!shown(&with("10"), "pro", Some(&plan)).low);
+        assert!(shown(&with("0.5"), "gone", None).low);
+        assert!(!shown(&with("1"), "gone", None).low);
     }
 
     #[test]
-    fn resets_when_the_plans_soonest_grant_ends() {
-        let grant =
-            |kind, expires_at| GrantState { id: GrantId(1), kind, remaining_micro: 1, expires_at, frozen: false };
-        let grants = vec![grant(GrantKind::Topup, 1), grant(GrantKind::Plan, 0), grant(GrantKind::Plan, 5_000_000)];
-        let check = shown(&with("1", grants), "pro", None);
-        assert_eq!(check.resets_at, Some(Time::from_micros(5_000_000)));
-        let text = serde_json::to_string(&check).unwrap();
+    fn the_answer_has_its_form() {
+        let found = Shown { resets_at: Some(5_000_000), ..with("1") };
+        let text = serde_json::to_string(&shown(&found, "pro", None)).unwrap();
         assert_eq!(
             text,
             r#"{"available":1,"held":0,"debt":0,"plan":"pro","low":false,"resets_at":"1970-01-01T00:00:05Z"}"#

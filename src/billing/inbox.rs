@@ -4,8 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream;
+use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use super::Billing;
@@ -16,10 +15,10 @@ use crate::store::SharedStore;
 use crate::store::billing::{EventOutcome, EventRow};
 use crate::telemetry::Metrics;
 
-/// Events taken at once.
-const BATCH: u32 = 32;
 /// Events worked on at once.
 const AT_ONCE: usize = 8;
+/// Accounts that are due, taken at once.
+const BATCH: u32 = 32;
 /// How long a claim stands; longer than an event can take.
 const LEASE_US: u64 = 120 * 1_000_000;
 /// How often events are looked for that nobody told of: those of other replicas, and those tried again.
@@ -43,31 +42,40 @@ impl Inbox {
     /// Works events off until `stop`. What is under way is finished by whoever claims it next.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let work = async {
+            let mut under_way = FuturesUnordered::new();
+            let mut look = true;
             loop {
-                let taken = match self.store.claim_events(BATCH, LEASE_US).await {
-                    Ok(events) => {
-                        let taken = events.len();
-                        stream::iter(events).for_each_concurrent(AT_ONCE, |event| self.work(event)).await;
-                        taken
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "events of Stripe's could not be read");
-                        0
-                    }
-                };
-                if taken == 0 {
-                    self.count().await;
-                    tokio::select! {
-                        () = self.billing.wake.notified() => {}
-                        () = tokio::time::sleep(POLL) => {}
-                    }
+                let room = AT_ONCE - under_way.len();
+                // A claim is a transaction: not one for every event that ends.
+                let mut full = false;
+                if room > 0 && (look || room >= AT_ONCE / 2) {
+                    let taken = self.claim(room).await;
+                    full = taken.len() == room;
+                    under_way.extend(taken.into_iter().map(|event| self.work(event)));
                 }
+                if under_way.is_empty() {
+                    self.count().await;
+                }
+                // One that takes long keeps only its own place.
+                look = tokio::select! {
+                    Some(()) = under_way.next() => full,
+                    () = self.billing.wake.notified(), if !full => true,
+                    () = tokio::time::sleep(POLL), if !full => true,
+                };
             }
         };
         tokio::select! {
             () = work => {}
             () = stop.cancelled() => {}
         }
+    }
+
+    async fn claim(&self, room: usize) -> Vec<EventRow> {
+        let claimed = self.store.claim_events(u32::try_from(room).unwrap_or(1), LEASE_US).await;
+        claimed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "events of Stripe's could not be read");
+            Vec::new()
+        })
     }
 
     /// Does what waited for its time, until `stop`.
@@ -94,7 +102,7 @@ impl Inbox {
     }
 
     async fn work(&self, event: EventRow) {
-        let (result, outcome) = match self.processor.event(&event).await {
+        let (result, outcome) = match self.attempt(&event).await {
             Ok(Done::Processed(user)) => {
                 tracing::info!(event = event.id, kind = event.event_type, %user, "an event of Stripe's was processed");
                 return self.told("processed");
@@ -106,6 +114,14 @@ impl Inbox {
         if let Err(error) = self.store.finish_event(&event.id, outcome).await {
             tracing::warn!(event = event.id, %error, "what came of an event could not be written; it comes again");
         }
+    }
+
+    /// An event that was begun more often than it may be, and never came to an end, brought the process down each time.
+    async fn attempt(&self, event: &EventRow) -> Result<Done, Failure> {
+        if event.attempts > self.max_attempts {
+            return Err(Failure::Wrong(format!("it was begun {} times and never came to an end", event.attempts - 1)));
+        }
+        self.processor.event(event).await
     }
 
     fn failed(&self, event: &EventRow, error: &Failure) -> (&'static str, EventOutcome) {

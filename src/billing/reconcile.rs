@@ -16,6 +16,8 @@ use crate::store::billing::EventState;
 
 /// How often it is asked whether a comparison is due. The first time is not at start, which calls nobody.
 const LOOK: Duration = Duration::from_secs(30);
+/// Between attempts at a comparison that breaks off; the first follows after twice [`LOOK`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// Whoever was away for longer compares when it is back.
 const AWAY_US: u64 = 15 * 60 * 1_000_000;
 /// Stripe keeps events for so long.
@@ -39,19 +41,27 @@ impl Reconciler {
     /// Until `stop`. Of several replicas one compares.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let work = async {
-            let mut away = true;
+            let (mut away, mut pause) = (true, LOOK);
+            // From when on a comparison is still to be made that broke off.
+            let mut broken_off: Option<Option<u64>> = None;
             loop {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(pause).await;
                 if std::mem::take(&mut away)
                     && let Err(error) = self.store.expedite_reconciliation(AWAY_US).await
                 {
                     tracing::warn!(%error, "whether a comparison with Stripe is due could not be read");
                 }
-                match self.store.claim_reconciliation(self.interval_us).await {
-                    Ok(None) => {}
-                    Ok(Some(until)) => self.compare(until).await,
-                    Err(error) => tracing::warn!(%error, "whether a comparison with Stripe is due could not be read"),
-                }
+                let due = match broken_off.take() {
+                    Some(until) => Some(until),
+                    None => self.claim().await,
+                };
+                pause = match due {
+                    Some(until) if !self.compare(until).await => {
+                        broken_off = Some(until);
+                        (pause * 2).min(LONGEST_PAUSE)
+                    }
+                    _ => LOOK,
+                };
             }
         };
         tokio::select! {
@@ -60,7 +70,16 @@ impl Reconciler {
         }
     }
 
-    async fn compare(&self, until: Option<u64>) {
+    async fn claim(&self) -> Option<Option<u64>> {
+        let claimed = self.store.claim_reconciliation(self.interval_us).await;
+        claimed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "whether a comparison with Stripe is due could not be read");
+            None
+        })
+    }
+
+    /// Answers whether it came to its end.
+    async fn compare(&self, until: Option<u64>) -> bool {
         let begun = now();
         let kept = begun.saturating_sub(EVENTS_KEPT_US);
         let since = until.map_or(kept, |until| until.saturating_sub(OVERLAP_US)).max(kept);
@@ -71,10 +90,12 @@ impl Reconciler {
             self.store.finish_reconciliation(begun).await?;
             Ok::<_, Failure>(())
         };
-        if let Err(error) = done.await {
+        let done = done.await;
+        if let Err(error) = &done {
             // The next one begins where the last whole one ended.
-            tracing::warn!(%error, "the comparison with Stripe broke off");
+            tracing::warn!(%error, "the comparison with Stripe broke off; it is begun again");
         }
+        done.is_ok()
     }
 
     /// Takes in events that never came. Answers how many.

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::config::{Config, Secret};
 use crate::error::{Exit, Failure};
-use crate::serve::backend::{Backend, BackendParts};
+use crate::serve::backend::{Backend, BackendParts, Role};
 use crate::serve::data_dir::{self, DataDir};
 use crate::store;
 use crate::telemetry::Metrics;
@@ -71,7 +71,7 @@ impl Admin {
         let store = store.map_err(Failure::while_doing(Exit::Unavailable, "the store"))?;
         let config = Arc::new(config);
         let broken = CancellationToken::new();
-        let parts = BackendParts { config, store, admin_token: token.clone(), metrics, broken };
+        let parts = BackendParts { config, store, admin_token: token.clone(), metrics, broken, role: Role::Command };
         let backend = Backend::open(parts).await?;
         Ok(Admin { token, way: Way::Local(Box::new(backend), directory) })
     }

@@ -44,6 +44,16 @@ pub struct BackendParts {
     pub metrics: Metrics,
     /// Cancelled when a task ended that should have gone on.
     pub broken: CancellationToken,
+    pub role: Role,
+}
+
+/// For whom the backend works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The gateway: everything runs.
+    Gateway,
+    /// One command while no gateway runs: it calls nobody outside, so billing's workers stay off.
+    Command,
 }
 
 pub struct Backend {
@@ -67,7 +77,7 @@ impl Backend {
     /// # Errors
     /// [`Exit::Unavailable`] when the ledger is out of reach or is not ours to use.
     pub async fn open(parts: BackendParts) -> Result<Backend, Failure> {
-        let BackendParts { config, store, admin_token, metrics, broken } = parts;
+        let BackendParts { config, store, admin_token, metrics, broken, role } = parts;
         let (sessions, flusher) = (Stage::new("ledger", &broken), Stage::new("flusher", &broken));
         let faces = Stage::new("control plane", &broken);
         let opened =
@@ -80,7 +90,10 @@ impl Backend {
         faces.spawn("identity", identity.clone().run(faces.stop.clone()));
         faces.spawn("upkeep", keep(store.clone(), Retention::of(&config.store), faces.stop.clone()));
         faces.spawn("usage sums", bridge::usage_sums::run(store.clone(), faces.stop.clone()));
-        let billing = open_billing(&config, &store, &pusher, &metrics, &faces);
+        let billing = match role {
+            Role::Gateway => open_billing(&config, &store, &pusher, &metrics, &faces),
+            Role::Command => None,
+        };
         let api = api::router(ApiParts {
             store: store.clone(),
             ledger: ledger.clone(),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{ChangeRow, Page, PageRequest, StoreResult, User};
-use crate::ledger::{AccountId, GrantKind, Micros};
+use crate::ledger::{AccountId, GrantId, GrantKind, Micros};
 
 /// Purchases of one user that are looked at, the newest: more than a pack a day for a year.
 pub const PURCHASES_MAX: i64 = 500;
@@ -133,13 +133,24 @@ pub struct Purchase {
     pub reversed: i64,
     /// While it is disputed.
     pub frozen: bool,
+    /// When money that a dispute had taken came back, by Stripe's books.
+    pub returned_at: Option<Micros>,
     /// Micro-credits; of a year: each month's.
     pub credits: i64,
+    /// Micro-credits of the first month, where that brings less: after a change of interval within a period.
+    pub first: Option<i64>,
     /// 12 for a year.
     pub months: u32,
     pub period_start: Option<Micros>,
     pub period_end: Option<Micros>,
     pub created_at: Micros,
+}
+
+impl Purchase {
+    /// Micro-credits that its month of this number (from 0) brings.
+    pub fn month_credits(&self, month: u32) -> i64 {
+        self.first.filter(|_| month == 0).unwrap_or(self.credits)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -308,6 +319,8 @@ pub trait BillingStore: Send + Sync {
 
     /// The user's account, begun where there is none. `NotFound` without such a user.
     async fn billing_account(&self, user: &AccountId) -> StoreResult<BillingAccount>;
+    /// When the time of what a plan gave ends, by grant: the paid period's end, before the plan's grace. Newest first.
+    async fn period_ends(&self, user: &AccountId) -> StoreResult<Vec<(GrantId, Micros)>>;
     /// Writes a decision and raises the version. `None`, with nothing written, where the version has moved on.
     async fn apply_decision(&self, decision: Decision) -> StoreResult<Option<Vec<ChangeRow>>>;
     async fn user_of_customer(&self, customer: &str) -> StoreResult<Option<AccountId>>;
@@ -391,7 +404,7 @@ pub(super) mod names {
 pub(super) fn change(
     decision: &Decision,
     planned: &PlannedChange,
-    named: Option<crate::ledger::GrantId>,
+    named: Option<GrantId>,
 ) -> StoreResult<super::NewChange> {
     use crate::ledger::{Change, Scope};
     let named = || named.ok_or(super::StoreError::NotFound("the grant"));

@@ -23,6 +23,10 @@ pub(super) const IDEMPOTENCY_KEPT_US: Micros = 24 * 3600 * 1_000_000;
 pub(super) const RECORD_GRACE_US: Micros = 3600 * 1_000_000;
 /// A session's last batch number is kept so long after it last wrote: far longer than its entries stay in a log.
 pub(super) const SESSION_KEPT_US: Micros = 30 * 24 * 3600 * 1_000_000;
+/// Keys of calls to Stripe are used again for less than a day.
+pub(super) const CALLS_KEPT_US: Micros = 7 * 24 * 3600 * 1_000_000;
+/// Events that changed nothing; Stripe itself lists an event for 30 days, and must not bring it back.
+pub(super) const IGNORED_EVENTS_KEPT_US: Micros = 90 * 24 * 3600 * 1_000_000;
 /// Texts in a usage row are cut here, in bytes: none of them comes from a trusted place.
 const USAGE_TEXT_MAX: usize = 512;
 /// The first microsecond of the year 10000: no store keeps later times.

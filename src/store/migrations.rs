@@ -13,6 +13,7 @@ pub(super) const SQLITE: &[Step] = &[
     ("V4__retention", include_str!("../../migrations/sqlite/V4__retention.sql")),
     ("V5__books", include_str!("../../migrations/sqlite/V5__books.sql")),
     ("V6__billing", include_str!("../../migrations/sqlite/V6__billing.sql")),
+    ("V11__topups", include_str!("../../migrations/sqlite/V11__topups.sql")),
 ];
 
 pub(super) const POSTGRES: &[Step] = &[
@@ -21,6 +22,7 @@ pub(super) const POSTGRES: &[Step] = &[
     ("V4__retention", include_str!("../../migrations/postgres/V4__retention.sql")),
     ("V5__books", include_str!("../../migrations/postgres/V5__books.sql")),
     ("V6__billing", include_str!("../../migrations/postgres/V6__billing.sql")),
+    ("V11__topups", include_str!("../../migrations/postgres/V11__topups.sql")),
 ];
 
 /// Where refinery keeps what was applied.

@@ -97,9 +97,10 @@ impl Draft<'_> {
         if amount <= 0 {
             return;
         }
-        let late = self.now + RESTORED_DAYS * DAY_US;
+        // By when the money came back, not by when that was told.
+        let since = purchase.returned_at.unwrap_or(self.now);
         let stood = family.iter().filter_map(|member| member.ends_at).max();
-        let ends_at = stood.map(|ends_at| if ends_at > self.now { ends_at } else { late });
+        let ends_at = stood.map(|ends_at| if ends_at > since { ends_at } else { since + RESTORED_DAYS * DAY_US });
         let key = format!("restore:{}:{serial}", root.key);
         let restored = PaidGrant {
             key: key.clone(),
@@ -116,7 +117,11 @@ impl Draft<'_> {
             stored: Default::default(),
             ..root.clone()
         };
-        let expires_at = self.expiry(purchase, &restored);
+        let expires_at = match self.expiry(purchase, &restored) {
+            // Told of after its time: it still pays what was owed for it.
+            expiry if expiry > 0 && expiry <= self.now => self.now + super::periods::SEAM_US,
+            expiry => expiry,
+        };
         self.change(key, PlannedAct::Grant { kind: kind_of(purchase.kind), amount, expires_at }, "the payment stands");
         self.put_grant(restored);
     }

@@ -180,7 +180,9 @@ impl<'a> Draft<'a> {
                 Effect::Subscription(_) | Effect::Checkout { .. } | Effect::Customer(_) | Effect::Note { .. }
             )
         };
-        self.effects.into_iter().filter(known).collect()
+        // The clock has nothing more to do here.
+        let due = self.account.due_at.map(|_| Effect::Due(None));
+        self.effects.into_iter().filter(known).chain(due).collect()
     }
 }
 

@@ -65,8 +65,8 @@ impl Facts {
         let subscriptions = self.subscriptions.iter().map(|subscription| &subscription.metadata.user);
         let checkouts = self.checkouts.iter().map(|checkout| &checkout.metadata.user);
         let payments = self.payments.iter().map(|payment| &payment.intent.metadata.user);
-        let references = self.checkouts.iter().map(|checkout| &checkout.client_reference_id);
-        let all = subscriptions.chain(checkouts).chain(payments).chain(references);
+        // Not by `client_reference_id`: in the address of a payment link it is whatever the payer writes there.
+        let all = subscriptions.chain(checkouts).chain(payments);
         all.flatten().find_map(|id| AccountId::parse(id).ok())
     }
 }

@@ -51,7 +51,9 @@ impl Draft<'_> {
             amount: invoice.amount_paid,
             reversed: 0,
             frozen: false,
+            returned_at: None,
             credits: 0,
+            first: None,
             months: 1,
             period_start: None,
             period_end: None,
@@ -65,13 +67,13 @@ impl Draft<'_> {
             let deducted = if whole { 0 } else { prorated.min(0) };
             let period = (Some(start), Some(end));
             let base = purchase(id, PurchaseKind::Period);
-            let made = Purchase { name, credits, months, period_start: period.0, period_end: period.1, ..base };
-            self.buy(made, (credits + deducted).max(0));
+            let first = (deducted < 0).then(|| (credits + deducted).max(0));
+            self.buy(Purchase { name, credits, first, months, period_start: period.0, period_end: period.1, ..base });
         }
         if let Some((_, name, start, end)) = lines.dearest.filter(|_| prorated > 0) {
             let base = purchase(proration_id, PurchaseKind::Proration);
             let (period_start, period_end) = (Some(start), Some(end));
-            self.buy(Purchase { name, credits: prorated, period_start, period_end, ..base }, prorated);
+            self.buy(Purchase { name, credits: prorated, period_start, period_end, ..base });
         }
         Ok(())
     }
@@ -110,18 +112,16 @@ impl Draft<'_> {
     }
 
     /// Notes a purchase and gives what it brings at once.
-    fn buy(&mut self, purchase: Purchase, first: i64) {
+    fn buy(&mut self, purchase: Purchase) {
         if self.purchase(&purchase.id).is_some() {
             return;
         }
         self.put_purchase(purchase.clone());
         let (starts_at, ends_at) = self.month(&purchase, 0);
         let why = format!("{} {} {}", purchase.name, purchase.amount, purchase.currency);
-        let key = purchase.id.clone();
-        self.give(
-            &purchase,
-            Given { key, used_as: GrantUse::Main, parent: None, month: 0, amount: first, starts_at, ends_at, why },
-        );
+        let (key, amount) = (purchase.id.clone(), purchase.month_credits(0));
+        let used_as = GrantUse::Main;
+        self.give(&purchase, Given { key, used_as, parent: None, month: 0, amount, starts_at, ends_at, why });
     }
 
     /// The trial's credits, once a user.
@@ -144,13 +144,15 @@ impl Draft<'_> {
             amount: 0,
             reversed: 0,
             frozen: false,
+            returned_at: None,
             credits,
+            first: None,
             months: 1,
             period_start: Some(start),
             period_end: Some(end),
             created_at: row.created_at,
         };
-        self.buy(purchase, credits);
+        self.buy(purchase);
     }
 
     pub(super) fn payment(&mut self, payment: &Payment) -> Result<(), Failure> {
@@ -162,13 +164,14 @@ impl Draft<'_> {
         let withdrawn: i64 = payment.disputes.iter().map(|dispute| dispute.withdrawn()).sum();
         let reversed = refunded.saturating_add(withdrawn).clamp(0, intent.amount.max(0));
         let frozen = payment.disputes.iter().any(|dispute| dispute.open());
+        let returned_at = payment.disputes.iter().filter_map(|dispute| dispute.returned_at()).max().map(micros);
         let paid = |purchase: &&Purchase| purchase.payment_intent.as_ref() == Some(&intent.id);
         let changed: Vec<Purchase> = self.account.purchases.iter().filter(paid).cloned().collect();
         let given_up = std::mem::take(&mut self.given_up);
         for purchase in changed.into_iter().filter(|purchase| !given_up.contains(&purchase.id)) {
-            if (purchase.reversed, purchase.frozen) != (reversed, frozen) {
+            if (purchase.reversed, purchase.frozen, purchase.returned_at) != (reversed, frozen, returned_at) {
                 self.note("billing.reversal", format!("{}: {reversed} {}", purchase.id, purchase.currency));
-                self.put_purchase(Purchase { reversed, frozen, ..purchase });
+                self.put_purchase(Purchase { reversed, frozen, returned_at, ..purchase });
             }
         }
         self.given_up = given_up;
@@ -215,13 +218,15 @@ impl Draft<'_> {
             amount: intent.amount_received,
             reversed: 0,
             frozen: false,
+            returned_at: None,
             credits,
+            first: None,
             months: 1,
             period_start: Some(created_at),
             period_end: (days > 0).then(|| created_at + days * DAY_US),
             created_at,
         };
-        self.buy(purchase, credits);
+        self.buy(purchase);
         Ok(())
     }
 

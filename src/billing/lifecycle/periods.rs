@@ -8,7 +8,7 @@ use crate::ledger::{GrantKind, Micros};
 use crate::store::billing::{GrantUse, PaidGrant, PlannedAct, Purchase, PurchaseKind, SubscriptionRow};
 
 /// Stripe's periods follow each other exactly; leap seconds and rounding do not matter beyond this.
-const SEAM_US: Micros = 3600 * 1_000_000;
+pub(super) const SEAM_US: Micros = 3600 * 1_000_000;
 /// What is rolled over rolls over once, and ends after the next month.
 const MAX_HAND_OVERS: usize = 4;
 
@@ -47,7 +47,7 @@ impl Draft<'_> {
             let (starts_at, ends_at) = self.month(&purchase, 0);
             if self.is_over(&purchase, ends_at) {
                 let (key, why) = (purchase.id.clone(), format!("{}, told of late", purchase.name));
-                let (used_as, amount) = (GrantUse::Main, purchase.credits);
+                let (used_as, amount) = (GrantUse::Main, purchase.month_credits(0));
                 self.give(&purchase, Given { key, used_as, parent: None, month: 0, amount, starts_at, ends_at, why });
             }
         }
@@ -84,7 +84,7 @@ impl Draft<'_> {
                 let first = purchase.period_start.unwrap_or_default() / 1_000_000;
                 let key = format!("month:{subscription}:{first}:{month}");
                 let why = format!("{}, month {} of {}", purchase.name, month + 1, purchase.months);
-                let (used_as, amount) = (GrantUse::Main, purchase.credits);
+                let (used_as, amount) = (GrantUse::Main, purchase.month_credits(month));
                 self.give(&purchase, Given { key, used_as, parent: None, month, amount, starts_at, ends_at, why });
             }
         }
@@ -95,7 +95,6 @@ impl Draft<'_> {
         let mut open: Vec<(PaidGrant, Purchase)> = self.open_plan_grants();
         // The newest first: it is drawn from last, so it is where something is left.
         open.sort_by(|(left, _), (right, _)| right.starts_at.cmp(&left.starts_at).then(right.key.cmp(&left.key)));
-        let mut used: Vec<(String, Micros, i64)> = Vec::new();
         let mut moved = false;
         for (grant, purchase) in open {
             let Some(ends_at) = grant.ends_at else { continue };
@@ -107,22 +106,25 @@ impl Draft<'_> {
             let cap = self.catalog.plan(&purchase.name).map_or(0, |plan| plan.rollover_cap.micro());
             let rolls = grant.used_as != GrantUse::Rollover && purchase.kind != PurchaseKind::Trial;
             let rolls = rolls && !lapsed && !too_late;
-            let spent: i64 = used
-                .iter()
-                .filter(|(subscription, end, _)| {
-                    Some(subscription) == purchase.subscription.as_ref() && end.abs_diff(ends_at) < SEAM_US
-                })
-                .map(|(.., cap)| cap)
-                .sum();
-            let cap = if rolls { grant.amount.min(cap - spent).max(0) } else { 0 };
+            let cap = if rolls { grant.amount.min(cap - self.rolled_into(&purchase, starts)).max(0) } else { 0 };
             if cap > 0 {
-                used.push((purchase.subscription.clone().unwrap_or_default(), ends_at, cap));
                 self.roll_over(&grant, &purchase, cap, starts, ends);
             } else {
                 self.close(grant, lapsed, "its time is over");
             }
         }
         moved
+    }
+
+    /// What has moved already into the subscription's month that starts then, whenever it was decided: a month takes in no
+    /// more than the plan's cap, from however many grants it comes.
+    fn rolled_into(&self, purchase: &Purchase, starts: Micros) -> i64 {
+        let same = |grant: &&PaidGrant| {
+            grant.used_as == GrantUse::Rollover
+                && grant.starts_at.is_some_and(|begun| begun.abs_diff(starts) < SEAM_US)
+                && self.purchase_of(grant).is_some_and(|of| of.subscription == purchase.subscription)
+        };
+        self.account.grants.iter().filter(same).map(|grant| grant.amount).sum()
     }
 
     fn roll_over(&mut self, grant: &PaidGrant, purchase: &Purchase, cap: i64, starts: Micros, ends: Option<Micros>) {

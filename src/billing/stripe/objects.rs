@@ -246,8 +246,6 @@ pub struct CheckoutSession {
     #[serde(default, deserialize_with = "id")]
     pub customer: Option<String>,
     #[serde(default)]
-    pub client_reference_id: Option<String>,
-    #[serde(default)]
     pub amount_total: Option<i64>,
     #[serde(default)]
     pub currency: Option<String>,
@@ -318,8 +316,11 @@ pub struct Dispute {
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct BalanceTransaction {
+    /// In our own currency at Stripe, which need not be the payment's.
     #[serde(default)]
     pub amount: i64,
+    #[serde(default)]
+    pub created: Seconds,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -368,15 +369,20 @@ impl Dispute {
         )
     }
 
-    /// What it took from us, in the currency's smallest unit. The fee is not the payer's.
+    /// What it took from us, in the payment's smallest unit: all that is disputed, or nothing.
     pub fn withdrawn(&self) -> i64 {
-        match self.status.as_str() {
-            "lost" => self.amount,
-            "won" | "warning_closed" | "prevented" => 0,
-            _ => {
-                let net: i64 = self.balance_transactions.iter().map(|transaction| transaction.amount).sum();
-                net.saturating_neg().clamp(0, self.amount)
-            }
-        }
+        let taken = match self.status.as_str() {
+            "lost" => true,
+            "won" | "warning_closed" | "prevented" => false,
+            // How much was taken is told in another currency, perhaps; that it was is enough.
+            _ => self.balance_transactions.iter().map(|transaction| i128::from(transaction.amount)).sum::<i128>() < 0,
+        };
+        if taken { self.amount } else { 0 }
+    }
+
+    /// When what it had taken came back (Unix seconds).
+    pub fn returned_at(&self) -> Option<Seconds> {
+        let back = self.balance_transactions.iter().filter(|transaction| transaction.amount > 0);
+        back.map(|transaction| transaction.created).filter(|created| *created > 0).max()
     }
 }

@@ -6,8 +6,8 @@ use deadpool_postgres::{Client, GenericClient, Transaction};
 use tokio_postgres::Row;
 
 use super::super::common::{
-    self, IDEMPOTENCY_KEPT_US, IDENTITY_CHANGES_MAX, IDENTITY_KEPT_US, LIST_MAX, RECORD_GRACE_US, SESSION_KEPT_US,
-    bits, from_bits, int, uint,
+    self, CALLS_KEPT_US, IDEMPOTENCY_KEPT_US, IDENTITY_CHANGES_MAX, IDENTITY_KEPT_US, IGNORED_EVENTS_KEPT_US, LIST_MAX,
+    RECORD_GRACE_US, SESSION_KEPT_US, bits, from_bits, int, uint,
 };
 use super::super::{IDEMPOTENCY_ABANDONED_US, Idempotent, IdentityChange, KeyRow, StoreError, StoreResult, UserStatus};
 use super::{MONTHS_AHEAD, SCHEMA_LOCK, accounts, execute, failed, micros, query, query_opt, time};
@@ -185,6 +185,8 @@ pub(super) async fn prune(client: &mut Client) -> StoreResult<()> {
         ("DELETE FROM idempotency_keys WHERE begun_at < $1", IDEMPOTENCY_KEPT_US),
         ("DELETE FROM identity_changes WHERE at < $1", IDENTITY_KEPT_US),
         (FORGET_SESSIONS, SESSION_KEPT_US),
+        ("DELETE FROM billing_calls WHERE created_at < $1", CALLS_KEPT_US),
+        ("DELETE FROM billing_events WHERE state = 'ignored' AND received_at < $1", IGNORED_EVENTS_KEPT_US),
     ];
     for (delete, kept) in deletes {
         execute(client, delete, &[&time(old(kept))]).await?;

@@ -3,8 +3,8 @@
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::super::common::{
-    self, IDEMPOTENCY_KEPT_US, IDENTITY_CHANGES_MAX, IDENTITY_KEPT_US, LIST_MAX, RECORD_GRACE_US, SESSION_KEPT_US,
-    bits, from_bits, int, uint,
+    self, CALLS_KEPT_US, IDEMPOTENCY_KEPT_US, IDENTITY_CHANGES_MAX, IDENTITY_KEPT_US, IGNORED_EVENTS_KEPT_US, LIST_MAX,
+    RECORD_GRACE_US, SESSION_KEPT_US, bits, from_bits, int, uint,
 };
 use super::super::{IDEMPOTENCY_ABANDONED_US, Idempotent, IdentityChange, KeyRow, StoreError, StoreResult, UserStatus};
 use super::{accounts, failed};
@@ -176,6 +176,8 @@ pub(super) fn prune(tx: &Transaction<'_>) -> StoreResult<()> {
         ("DELETE FROM identity_changes WHERE at < ?1", IDENTITY_KEPT_US),
         ("DELETE FROM ledger_records WHERE held = 0 AND until < ?1", RECORD_GRACE_US),
         (FORGET_SESSIONS, SESSION_KEPT_US),
+        ("DELETE FROM billing_calls WHERE created_at < ?1", CALLS_KEPT_US),
+        ("DELETE FROM billing_events WHERE state = 'ignored' AND received_at < ?1", IGNORED_EVENTS_KEPT_US),
     ];
     for (delete, kept) in old {
         tx.execute(delete, [int(now.saturating_sub(kept))]).map_err(failed)?;

@@ -366,6 +366,10 @@ impl BillingStore for Faulty {
         self.inner.billing_account(user).await
     }
 
+    async fn period_ends(&self, user: &AccountId) -> StoreResult<Vec<(faregate::ledger::GrantId, Micros)>> {
+        self.inner.period_ends(user).await
+    }
+
     async fn apply_decision(&self, decision: Decision) -> StoreResult<Option<Vec<ChangeRow>>> {
         self.inner.apply_decision(decision).await
     }

@@ -1,6 +1,6 @@
 //! Purchases and the inbox, over every store.
 
-use faregate::ledger::GrantKind;
+use faregate::ledger::{Change, GrantId, GrantKind, Scope};
 use faregate::store::billing::*;
 use faregate::store::{PageRequest, StoreError, UserStatus};
 use uuid::Uuid;
@@ -18,6 +18,9 @@ suite!(
     one_checkout_is_open_at_a_time,
     a_call_keeps_its_key,
     the_clock_and_the_comparison_are_one_callers,
+    a_plan_and_a_freeze_do_not_wait_for_each_other,
+    a_period_ends_before_its_grace,
+    what_only_helped_is_cleared_away,
 );
 
 const LEASE_US: u64 = 60_000_000;
@@ -58,6 +61,8 @@ fn purchase(name: &str) -> Purchase {
         amount: 1_000,
         reversed: 0,
         frozen: false,
+        first: Some(1_000_000),
+        returned_at: Some(1_701_000_000_000_000),
         credits: 5_000_000,
         months: 12,
         period_start: Some(1_700_000_000_000_000),
@@ -218,7 +223,7 @@ async fn books_keep_every_field(under: Under) {
         assert_eq!(user.unwrap(), Some(id("ann")), "{found}");
     }
     let ended = SubscriptionRow { status: "canceled".into(), ended_at: Some(1_701_000_000_000_000), ..subscription() };
-    let reversed = Purchase { reversed: 500, frozen: true, ..purchase("pi:pi_1") };
+    let reversed = Purchase { reversed: 500, frozen: true, returned_at: None, ..purchase("pi:pi_1") };
     let effects = vec![Effect::Subscription(ended.clone()), Effect::Purchase(reversed.clone()), Effect::Flagged(false)];
     under.store.apply_decision(decision(1, effects)).await.unwrap().unwrap();
     let books = under.store.billing_account(&id("ann")).await.unwrap();
@@ -303,4 +308,67 @@ async fn the_clock_and_the_comparison_are_one_callers(under: Under) {
     under.store.finish_reconciliation(1_700_000_000_000_000).await.unwrap();
     under.age("billing_reconciliation", "due_at", 61);
     assert_eq!(under.store.claim_reconciliation(LEASE_US).await.unwrap(), Some(Some(1_700_000_000_000_000)));
+}
+
+/// Two transactions that both want an account's credits and its user: each in an order of its own they would end in a
+/// deadlock before long.
+async fn a_plan_and_a_freeze_do_not_wait_for_each_other(under: Under) {
+    under.store.create_user(new_user("ann", 0)).await.unwrap();
+    under.store.billing_account(&id("ann")).await.unwrap();
+    for round in 0..40 {
+        let plan = if round % 2 == 0 { "pro" } else { "free" };
+        let effects = vec![Effect::Plan(plan.into()), granting(&format!("pi:{round}"), 5)];
+        let decision = Decision { event: None, ..decision(round, effects) };
+        let freezes = (0..3).map(|number| {
+            under.store.add_change(faregate::store::NewChange {
+                account: id("ann"),
+                change: Change::Freeze { scope: Scope::Account },
+                source_key: format!("freeze:{round}:{number}"),
+                note: None,
+                actor: "test".into(),
+            })
+        });
+        let (decided, frozen) =
+            tokio::join!(under.store.apply_decision(decision), futures_util::future::join_all(freezes));
+        assert_eq!(decided.unwrap().unwrap().len(), 1);
+        frozen.into_iter().for_each(|frozen| drop(frozen.unwrap()));
+    }
+}
+
+async fn a_period_ends_before_its_grace(under: Under) {
+    under.store.create_user(new_user("ann", 0)).await.unwrap();
+    under.store.billing_account(&id("ann")).await.unwrap();
+    let act = PlannedAct::Grant { kind: GrantKind::Plan, amount: 5, expires_at: 1_900_000_000_000_000 };
+    let month = Effect::Change(PlannedChange { key: "inv:1".into(), act, note: String::new() });
+    let ended = PaidGrant { ended: true, ..paid_grant("pi:pi_1") };
+    let effects = vec![
+        Effect::Purchase(purchase("pi:pi_1")),
+        granting("pi:pi_1", 5),
+        Effect::Grant(ended),
+        month,
+        Effect::Grant(paid_grant("inv:1")),
+    ];
+    under.store.apply_decision(decision(0, effects)).await.unwrap().unwrap();
+    assert_eq!(under.store.period_ends(&id("ann")).await.unwrap(), [(GrantId(2), 1_702_000_000_000_000)]);
+    assert_eq!(under.store.period_ends(&id("bob")).await.unwrap(), []);
+}
+
+async fn what_only_helped_is_cleared_away(under: Under) {
+    let day = 24 * 3600;
+    under.store.call_key("customer:ann", 1, LEASE_US).await.unwrap();
+    for (name, outcome) in [("1", EventOutcome::Ignored), ("2", EventOutcome::Processed { user: None })] {
+        under.store.insert_event(event(name)).await.unwrap();
+        under.store.finish_event(&format!("evt_{name}"), outcome).await.unwrap();
+    }
+    under.age("billing_calls", "created_at", 6 * day);
+    under.age("billing_events", "received_at", 89 * day);
+    under.store.prune().await.unwrap();
+    assert_eq!(under.sql("SELECT scope FROM billing_calls").len(), 1);
+    assert!(under.store.billing_event("evt_1").await.unwrap().is_some());
+    under.age("billing_calls", "created_at", 2 * day);
+    under.age("billing_events", "received_at", 2 * day);
+    under.store.prune().await.unwrap();
+    assert_eq!(under.sql("SELECT scope FROM billing_calls").len(), 0);
+    assert!(under.store.billing_event("evt_1").await.unwrap().is_none());
+    assert!(under.store.billing_event("evt_2").await.unwrap().is_some(), "what it led to is told by it");
 }

@@ -360,6 +360,6 @@ pub(super) fn dispute(status: &str, amount: i64, withdrawn: i64) -> Dispute {
         amount,
         charge: None,
         payment_intent: None,
-        balance_transactions: vec![BalanceTransaction { amount: -withdrawn }],
+        balance_transactions: vec![BalanceTransaction { amount: -withdrawn, created: 0 }],
     }
 }

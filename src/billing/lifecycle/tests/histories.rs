@@ -117,7 +117,7 @@ fn history(seed: u64) -> (Vec<Moment>, i64) {
     tell(BEGIN, &world, told);
     for month in 0..months {
         let start = BEGIN + month * MONTH;
-        if month > 0 && length == MONTH && world.live().is_some() {
+        if month > 0 && world.price() != "pro_year" && world.live().is_some() {
             let late = [3_600, 3_600, 2 * DAY, 5 * DAY][random.random_range(0..4)];
             world.period(start, start + MONTH);
             if late > 3_600 {
@@ -142,7 +142,7 @@ fn history(seed: u64) -> (Vec<Moment>, i64) {
 
 fn act(random: &mut StdRng, world: &mut World, at: i64, end: i64, tell: &mut impl FnMut(i64, &World, Vec<About>)) {
     let any = random.random_range(0..world.payments.len());
-    match random.random_range(0..8) {
+    match random.random_range(0..9) {
         0 if world.live().is_some() && world.price() == "basic_month" => {
             world.live().unwrap().items.data[0].price.id = "pro_month".into();
             let share = (end - at) / DAY;
@@ -179,6 +179,17 @@ fn act(random: &mut StdRng, world: &mut World, at: i64, end: i64, tell: &mut imp
                 world.payments[latest].disputes = vec![dispute(status, amount, amount)];
                 tell(at, world, vec![About::Payment(latest)]);
             }
+        }
+        8 if world.live().is_some() && world.price() == "pro_month" => {
+            let share = (end - at) / DAY;
+            let lines = vec![
+                line("pro_month", -2_000 * share / 30, at, end, true),
+                line("pro_year", 20_000, at, at + 365 * DAY, false),
+            ];
+            world.live().unwrap().items.data[0].price.id = "pro_year".into();
+            world.period(at, at + 365 * DAY);
+            let told = world.paid("subscription_update", lines, at);
+            tell(at, world, told);
         }
         5 if world.live().is_some() => {
             for status in ["paused", "active"] {

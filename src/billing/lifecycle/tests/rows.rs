@@ -86,7 +86,6 @@ fn session(mode: &str, status: &str, paid: &str) -> CheckoutSession {
         status: Some(status.into()),
         payment_status: paid.into(),
         customer: Some("cus_1".into()),
-        client_reference_id: Some("ann".into()),
         amount_total: Some(500),
         currency: Some("usd".into()),
         subscription: None,
@@ -149,6 +148,54 @@ fn a_renewal_rolls_over_up_to_the_cap() {
     bench.pass(M3 + 3_600);
     bench.told(&pro(3, M3, M4)).unwrap();
     // What rolled over once does not roll over again.
+    assert_eq!(bench.credits(), (1_300, 0));
+}
+
+/// Of a month that is switched to a year the rest is credited in money: the year's first month brings that much less, and no
+/// more of it moves on when it is told late.
+#[test]
+fn a_switch_told_late_moves_on_what_its_first_month_brought() {
+    let start = M1 + 24 * DAY;
+    let year = |begun: i64| {
+        let lines =
+            vec![line("pro_month", -1_900, start, M2, true), line("pro_year", 20_000, begun, begun + 365 * DAY, false)];
+        let mut invoice = invoice("in_2", "sub_1", "subscription_update", lines);
+        invoice.created = begun;
+        invoice.status_transitions.paid_at = Some(begun);
+        let subscription = subscription("sub_1", "pro_year", begun, begun + 365 * DAY);
+        Facts { subscriptions: vec![subscription], invoices: vec![invoice], ..Facts::default() }
+    };
+    let mut prompt = begun();
+    prompt.spend(1_000);
+    prompt.pass(start);
+    prompt.told(&year(start)).unwrap();
+    // Nineteen twentieths of 1,000 were credited: the year's first month brings 50.
+    assert_eq!(prompt.credits(), (50, 0));
+    prompt.pass(start + 45 * DAY);
+    assert_eq!(prompt.credits(), (1_050, 0));
+    let mut late = begun();
+    late.spend(1_000);
+    late.pass(start + 45 * DAY);
+    late.told(&year(start)).unwrap();
+    assert_eq!(late.credits(), (1_050, 0));
+}
+
+/// However many grants end at about the same time, and whenever that is decided: a month takes in the plan's cap once.
+#[test]
+fn the_cap_is_the_months_not_the_grants() {
+    let mut bench = begun();
+    let end = M1 + 29 * DAY;
+    let lines = vec![line("pro_month", -100, end, M2, true), line("pro_year", 20_000, end, end + 365 * DAY, false)];
+    let mut switched = invoice("in_2", "sub_1", "subscription_update", lines);
+    switched.created = end;
+    switched.status_transitions.paid_at = Some(end);
+    bench.pass(end);
+    let subscription = subscription("sub_1", "pro_year", end, end + 365 * DAY);
+    bench.told(&Facts { subscriptions: vec![subscription], invoices: vec![switched], ..Facts::default() }).unwrap();
+    // The month's 1,000, and of the year's first 950.
+    assert_eq!(bench.credits(), (1_950, 0));
+    // The year's second month begins while the old month is in its grace: both could move into it.
+    bench.pass(end + 31 * DAY + 3_600);
     assert_eq!(bench.credits(), (1_300, 0));
 }
 
@@ -354,6 +401,42 @@ fn a_dispute_freezes_takes_and_gives_back() {
     assert_eq!(bench.credits(), (700, 0));
     bench.told(&disputed("lost", 2_000)).unwrap();
     assert_eq!(bench.credits(), (0, 300));
+}
+
+/// A won dispute tells when the money came back: that decides how long the credits live, not when it was told.
+#[test]
+fn what_a_won_dispute_gives_back_lives_by_its_own_dates() {
+    let won = |at: i64| {
+        let mut payment = payment("pi_in_1", 2_000, 0);
+        let mut dispute = dispute("won", 2_000, 2_000);
+        dispute.balance_transactions.push(BalanceTransaction { amount: 2_000, created: at });
+        payment.disputes = vec![dispute];
+        with(payment)
+    };
+    let back = M2 + 10 * DAY;
+    for told in [back, back + 20 * DAY, back + 40 * DAY] {
+        let mut bench = begun();
+        bench.spend(300);
+        bench.told(&disputed("under_review", 2_000)).unwrap();
+        assert_eq!(bench.credits(), (0, 300));
+        bench.pass(told);
+        bench.told(&won(back)).unwrap();
+        // Told after its time it pays what was owed for it, and lapses.
+        bench.pass((back + 30 * DAY - 60).max(told + 2 * 3_600));
+        let left = if told < back + 30 * DAY { 700 } else { 0 };
+        assert_eq!(bench.credits(), (left, 0), "told {} days late", (told - back) / DAY);
+        bench.pass((back + 30 * DAY).max(told) + 4 * DAY);
+        assert_eq!(bench.credits(), (0, 0));
+    }
+}
+
+/// A dispute's amount is in the payment's currency, what was taken for it in that of our balance.
+#[test]
+fn a_dispute_takes_all_that_is_disputed_in_whatever_currency_we_paid() {
+    let mut foreign = dispute("under_review", 2_000, 31);
+    assert_eq!(foreign.withdrawn(), 2_000);
+    foreign.balance_transactions.push(BalanceTransaction { amount: 31, created: M1 });
+    assert_eq!((foreign.withdrawn(), foreign.returned_at()), (0, Some(M1)));
 }
 
 #[test]

@@ -74,7 +74,7 @@ async fn subscriptions(client: &Client, user: &AccountId) -> StoreResult<Vec<Sub
 
 async fn purchases(client: &Client, user: &AccountId) -> StoreResult<Vec<Purchase>> {
     let select = "SELECT id, kind, name, subscription_id, payment_intent, currency, amount, reversed, frozen, credits,
-        months, period_start, period_end, created_at FROM purchases
+        months, period_start, period_end, created_at, first_credits, returned_at FROM purchases
         WHERE user_id = $1 ORDER BY created_at DESC, id DESC LIMIT $2";
     let rows = query(client, select, &[&user.as_str(), &PURCHASES_MAX]).await?;
     let read = |row: &Row| {
@@ -93,6 +93,8 @@ async fn purchases(client: &Client, user: &AccountId) -> StoreResult<Vec<Purchas
             period_start: at(row, 11),
             period_end: at(row, 12),
             created_at: micros(row.get(13)),
+            first: row.get(14),
+            returned_at: at(row, 15),
         })
     };
     rows.iter().rev().map(read).collect()
@@ -135,6 +137,14 @@ async fn grants(client: &Client, user: &AccountId) -> StoreResult<Vec<PaidGrant>
     rows.iter().rev().map(read).collect()
 }
 
+pub(super) async fn period_ends(client: &Client, user: &AccountId) -> StoreResult<Vec<(GrantId, Micros)>> {
+    let select = "SELECT c.number, p.ends_at FROM purchase_grants AS p
+        JOIN credit_changes AS c ON c.source_key = p.source_key
+        WHERE p.user_id = $1 AND NOT p.ended AND p.ends_at IS NOT NULL ORDER BY c.number DESC LIMIT $2";
+    let rows = query(client, select, &[&user.as_str(), &common::LIST_MAX]).await?;
+    Ok(rows.iter().map(|row| (GrantId(uint(row.get(0))), micros(row.get(1)))).collect())
+}
+
 pub(super) async fn apply(client: &mut Client, decision: &Decision) -> StoreResult<Option<Vec<ChangeRow>>> {
     let tx = client.transaction().await.map_err(failed)?;
     begin(&tx, &decision.user).await?;
@@ -142,6 +152,11 @@ pub(super) async fn apply(client: &mut Client, decision: &Decision) -> StoreResu
     let raise = "UPDATE billing_accounts SET version = version + 1 WHERE user_id = $1 AND version = $2";
     if execute(&tx, raise, &[&decision.user.as_str(), &int(decision.version)]).await? == 0 {
         return Ok(None);
+    }
+    if decision.effects.iter().any(|effect| matches!(effect, Effect::Change(_) | Effect::Plan(_))) {
+        // Credits before the user, as a freeze does, in whatever order the effects come: or the two wait for each other.
+        let lock = "SELECT FROM credits WHERE user_id = $1 FOR NO KEY UPDATE";
+        query_opt(&tx, lock, &[&decision.user.as_str()]).await?;
     }
     let mut changes = Vec::new();
     for effect in &decision.effects {
@@ -237,10 +252,10 @@ async fn put_subscription(tx: &Transaction<'_>, user: &str, row: &SubscriptionRo
 
 async fn put_purchase(tx: &Transaction<'_>, user: &str, purchase: &Purchase) -> StoreResult<()> {
     let upsert = "INSERT INTO purchases (id, user_id, kind, name, subscription_id, payment_intent, currency, amount,
-            reversed, frozen, credits, months, period_start, period_end, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+            reversed, frozen, credits, months, period_start, period_end, created_at, first_credits, returned_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
         ON CONFLICT (id) DO UPDATE SET payment_intent = excluded.payment_intent, reversed = excluded.reversed,
-            frozen = excluded.frozen";
+            frozen = excluded.frozen, returned_at = excluded.returned_at";
     let values: Values<'_> = &[
         &purchase.id,
         &user,
@@ -257,6 +272,8 @@ async fn put_purchase(tx: &Transaction<'_>, user: &str, purchase: &Purchase) -> 
         &purchase.period_start.map(time),
         &purchase.period_end.map(time),
         &time(purchase.created_at),
+        &purchase.first,
+        &purchase.returned_at.map(time),
     ];
     execute(tx, upsert, values).await.map(drop)
 }

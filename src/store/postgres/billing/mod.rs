@@ -17,7 +17,7 @@ use super::super::billing::{
 use super::super::common::{self, bits, from_bits};
 use super::super::{ChangeRow, Page, PageRequest, StoreError, StoreResult};
 use super::{PostgresStore, Values, execute, failed, micros, query, query_opt, time, within};
-use crate::ledger::{AccountId, Micros};
+use crate::ledger::{AccountId, GrantId, Micros};
 
 #[async_trait]
 impl BillingStore for PostgresStore {
@@ -51,6 +51,10 @@ impl BillingStore for PostgresStore {
 
     async fn billing_account(&self, user: &AccountId) -> StoreResult<BillingAccount> {
         within!(self, |client| account::read(client, user))
+    }
+
+    async fn period_ends(&self, user: &AccountId) -> StoreResult<Vec<(GrantId, Micros)>> {
+        within!(self, |client| account::period_ends(client, user))
     }
 
     async fn apply_decision(&self, decision: Decision) -> StoreResult<Option<Vec<ChangeRow>>> {

@@ -71,7 +71,7 @@ fn subscriptions(tx: &Transaction<'_>, user: &AccountId) -> StoreResult<Vec<Subs
 
 fn purchases(tx: &Transaction<'_>, user: &AccountId) -> StoreResult<Vec<Purchase>> {
     let select = "SELECT id, kind, name, subscription_id, payment_intent, currency, amount, reversed, frozen, credits,
-        months, period_start, period_end, created_at FROM purchases
+        months, period_start, period_end, created_at, first_credits, returned_at FROM purchases
         WHERE user_id = ?1 ORDER BY created_at DESC, id DESC LIMIT ?2";
     let read = |row: &Row<'_>| {
         let kind: String = row.get(1)?;
@@ -90,6 +90,8 @@ fn purchases(tx: &Transaction<'_>, user: &AccountId) -> StoreResult<Vec<Purchase
             period_start: optional_time(row, 11)?,
             period_end: optional_time(row, 12)?,
             created_at: uint(row.get(13)?),
+            first: row.get(14)?,
+            returned_at: optional_time(row, 15)?,
         };
         Ok(names::purchase_kind(&kind).map(|kind| {
             purchase.kind = kind;
@@ -146,6 +148,16 @@ fn grants(tx: &Transaction<'_>, user: &AccountId) -> StoreResult<Vec<PaidGrant>>
     let mut found: Vec<PaidGrant> = rows.map(|row| row.map_err(failed)?).collect::<StoreResult<_>>()?;
     found.reverse();
     Ok(found)
+}
+
+pub(super) fn period_ends(tx: &Transaction<'_>, user: &AccountId) -> StoreResult<Vec<(GrantId, Micros)>> {
+    let select = "SELECT c.number, p.ends_at FROM purchase_grants AS p
+        JOIN credit_changes AS c ON c.source_key = p.source_key
+        WHERE p.user_id = ?1 AND p.ended = 0 AND p.ends_at IS NOT NULL ORDER BY c.number DESC LIMIT ?2";
+    let mut statement = tx.prepare_cached(select).map_err(failed)?;
+    let read = |row: &Row<'_>| Ok((GrantId(uint(row.get(0)?)), uint(row.get(1)?)));
+    let rows = statement.query_map(params![user.as_str(), common::LIST_MAX], read).map_err(failed)?;
+    rows.collect::<Result<_, _>>().map_err(failed)
 }
 
 pub(super) fn apply(tx: &Transaction<'_>, decision: &Decision) -> StoreResult<Option<Vec<ChangeRow>>> {
@@ -240,10 +252,10 @@ fn put_subscription(tx: &Transaction<'_>, user: &str, row: &SubscriptionRow) -> 
 
 fn put_purchase(tx: &Transaction<'_>, user: &str, purchase: &Purchase) -> StoreResult<()> {
     let upsert = "INSERT INTO purchases (id, user_id, kind, name, subscription_id, payment_intent, currency, amount,
-            reversed, frozen, credits, months, period_start, period_end, created_at)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+            reversed, frozen, credits, months, period_start, period_end, created_at, first_credits, returned_at)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)
         ON CONFLICT (id) DO UPDATE SET payment_intent = excluded.payment_intent, reversed = excluded.reversed,
-            frozen = excluded.frozen";
+            frozen = excluded.frozen, returned_at = excluded.returned_at";
     let values = params![
         purchase.id,
         user,
@@ -260,6 +272,8 @@ fn put_purchase(tx: &Transaction<'_>, user: &str, purchase: &Purchase) -> StoreR
         purchase.period_start.map(int),
         purchase.period_end.map(int),
         int(purchase.created_at),
+        purchase.first,
+        purchase.returned_at.map(int),
     ];
     tx.execute(upsert, values).map_err(failed).map(drop)
 }

@@ -14,7 +14,7 @@ use super::super::billing::{
 use super::super::common::{self, bits, from_bits, int, uint};
 use super::super::{ChangeRow, Page, PageRequest, StoreError, StoreResult};
 use super::{SqliteStore, failed};
-use crate::ledger::{AccountId, Micros};
+use crate::ledger::{AccountId, GrantId, Micros};
 
 #[async_trait]
 impl BillingStore for SqliteStore {
@@ -52,6 +52,11 @@ impl BillingStore for SqliteStore {
     async fn billing_account(&self, user: &AccountId) -> StoreResult<BillingAccount> {
         let user = user.clone();
         self.threads.write(move |tx| account::read(tx, &user)).await
+    }
+
+    async fn period_ends(&self, user: &AccountId) -> StoreResult<Vec<(GrantId, Micros)>> {
+        let user = user.clone();
+        self.threads.read(move |tx| account::period_ends(tx, &user)).await
     }
 
     async fn apply_decision(&self, decision: Decision) -> StoreResult<Option<Vec<ChangeRow>>> {
