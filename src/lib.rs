@@ -15,4 +15,5 @@ pub mod pricing;
 pub mod serve;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod usage;

@@ -46,6 +46,9 @@ impl Default for Ledger {
     fn default() -> Ledger {
         Ledger {
             url: String::new(),
+            ca_file: None,
+            client_certificate: None,
+            client_key: None,
             shards: 0,
             reserve_timeout_ms: 2_000,
             settle_wait_ms: 250,

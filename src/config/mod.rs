@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 pub use environment::CONFIG_FILE;
 pub use load::{BUILT_IN, ConfigError};
+pub use postgres_url::{PostgresTls, PostgresUrl};
 pub use redis_url::{Address, RedisKind, RedisUrl};
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +70,11 @@ pub struct Ledger {
     /// `redis://…`, `redis+sentinel://…` or `redis+cluster://…`, with `rediss` for TLS ([`RedisUrl`]); empty: embedded.
     #[serde(serialize_with = "show_places")]
     pub url: String,
+    /// A PEM file of the certificate authorities by which the servers are known, instead of the public ones.
+    pub ca_file: Option<PathBuf>,
+    /// PEM files of our own certificate and its key, for servers that ask for one.
+    pub client_certificate: Option<PathBuf>,
+    pub client_key: Option<PathBuf>,
     /// Shards of a new ledger; 0: 1, on a Cluster 16. Fixed once created.
     pub shards: u32,
     /// How long a request waits for its reservation before it is refused with 503.
@@ -97,7 +103,7 @@ pub struct Ledger {
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Store {
-    /// `postgres://…`; empty: SQLite in the data directory.
+    /// `postgres://…` ([`PostgresUrl`]); empty: SQLite in the data directory.
     #[serde(serialize_with = "show_places")]
     pub url: String,
     pub max_connections: usize,
@@ -513,6 +519,7 @@ fn show_optional<S: serde::Serializer>(credits: &Option<Credits>, serializer: S)
 mod defaults;
 mod environment;
 mod load;
+mod postgres_url;
 mod read;
 mod redis_url;
 mod schema;

@@ -15,6 +15,9 @@ const DATABASE: &str = "must not name a database: a Cluster has one only";
 const QUERY: &str = "has a parameter that is not known: redis+sentinel takes sentinel_username and sentinel_password, \
                      with : / ? # @ written as %3A %2F %3F %23 %40";
 
+const INSECURE: &str =
+    "must not end with a fragment: certificates are always verified, against ledger.ca_file if that is set";
+
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Address {
@@ -79,6 +82,9 @@ impl RedisUrl {
             return Err(FORMS);
         }
         let parts = Parts::of(rest);
+        if !parts.fragment.is_empty() {
+            return Err(INSECURE);
+        }
         match form {
             "" => single(url, &parts),
             "sentinel" => sentinel(base, &parts),
@@ -122,7 +128,7 @@ impl<'a> Parts<'a> {
 
     /// How to reach servers: with these credentials and this path.
     fn server(&self, base: &str, user: &str, path: &str) -> Result<ConnectionInfo, &'static str> {
-        info(&format!("{base}://{user}host:1/{path}{}", self.fragment))
+        info(&format!("{base}://{user}host:1/{path}"))
     }
 }
 
@@ -246,6 +252,8 @@ mod tests {
             ("redis+sentinel://a/main?sentinel_password=hunter2@x", QUERY),
             ("redis+sentinel://a/main?hunter2", QUERY),
             ("redis+cluster://a/1", DATABASE),
+            ("rediss://a/#insecure", INSECURE),
+            ("rediss+cluster://a#hunter2", INSECURE),
         ] {
             assert_eq!(RedisUrl::parse(url).err(), Some(expected), "{url}");
         }

@@ -4,7 +4,7 @@ mod billing;
 
 use std::collections::BTreeMap;
 
-use super::{Config, Plan, Price, RedisUrl, Route, UnknownModel, Upstream};
+use super::{Config, Ledger, Plan, PostgresUrl, Price, RedisUrl, Route, UnknownModel, Upstream};
 use crate::ledger::TOKENS_MAX;
 use crate::pricing::PriceList;
 
@@ -19,7 +19,6 @@ const MAX_MONTHS: u32 = 1_200;
 const MAX_DAYS: u32 = 36_525;
 /// Two hexadecimal digits name a shard in Redis.
 const MAX_SHARDS: u32 = 256;
-const STORE_SCHEMES: [&str; 2] = ["postgres", "postgresql"];
 /// The plan of users for whom none is named.
 const DEFAULT_PLAN: &str = "free";
 
@@ -100,17 +99,39 @@ fn urls(config: &Config, found: &mut Findings) {
         upstream(&format!("upstreams.{name}"), settings, false, found);
     }
     // Messages never quote these: they may carry passwords.
-    let scheme = |url: &str| url.split_once("://").map(|(scheme, _)| scheme.to_owned());
-    let known = |url: &str, schemes: &[&str]| scheme(url).is_some_and(|scheme| schemes.contains(&scheme.as_str()));
     let ledger = &config.ledger.url;
     if !ledger.is_empty()
         && let Err(problem) = RedisUrl::parse(ledger)
     {
         found.add("ledger.url", problem);
     }
-    let store = &config.store.url;
-    let right = store.is_empty() || (known(store, &STORE_SCHEMES) && store.parse::<tokio_postgres::Config>().is_ok());
-    found.check(right, "store.url", "must be postgres://USER:PASSWORD@HOST:PORT/DATABASE");
+    ledger_certificates(&config.ledger, found);
+    if config.store.url.is_empty() {
+        return;
+    }
+    match PostgresUrl::parse(&config.store.url) {
+        Err(problem) => found.add("store.url", problem),
+        Ok(store) => {
+            for (name, file) in store.files() {
+                found.check(file.is_file(), "store.url", format!("has an {name} that is not there"));
+            }
+        }
+    }
+}
+
+fn ledger_certificates(settings: &Ledger, found: &mut Findings) {
+    let files = [
+        ("ledger.ca_file", &settings.ca_file),
+        ("ledger.client_certificate", &settings.client_certificate),
+        ("ledger.client_key", &settings.client_key),
+    ];
+    for (path, file) in files {
+        let Some(file) = file else { continue };
+        found.check(settings.url.starts_with("rediss"), path, "is for a ledger.url with TLS: rediss://…");
+        found.check(file.is_file(), path, "names a file that is not there");
+    }
+    let half = settings.client_certificate.is_some() != settings.client_key.is_some();
+    found.check(!half, "ledger.client_certificate", "and ledger.client_key belong together");
 }
 
 fn upstream(path: &str, settings: &Upstream, may_be_empty: bool, found: &mut Findings) {

@@ -1,7 +1,6 @@
 //! How a connection to an upstream is made: TCP, TLS, and the HTTP version that both sides speak.
 
 use std::cell::Cell;
-use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,8 +10,6 @@ use http::uri;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -21,6 +18,7 @@ use super::body::{BoxError, ForwardBody};
 use super::http1::{Connection, Scratch, Wire};
 use super::tasks::LocalTasks;
 use crate::config;
+use crate::tls::{self, PemError};
 
 /// Longest head of an answer.
 const MAX_HEAD_BYTES: usize = 256 * 1024;
@@ -47,8 +45,8 @@ impl std::fmt::Debug for Dial {
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("{path} cannot be read as PEM: {error}")]
-    Pem { path: String, error: rustls_pki_types::pem::Error },
+    #[error(transparent)]
+    Pem(#[from] PemError),
     #[error("the certificate or key is not usable: {0}")]
     Rustls(#[from] rustls::Error),
     #[error("`{0}` is not a name that a certificate can carry")]
@@ -178,11 +176,9 @@ impl<C: Future<Output = hyper::Result<()>> + Unpin> Future for Counted<C> {
 }
 
 fn client_config(settings: &config::Upstream) -> Result<rustls::ClientConfig, TlsError> {
-    let mut roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let mut roots = tls::public_roots();
     if let Some(path) = &settings.ca_file {
-        for certificate in read_certificates(path)? {
-            roots.add(certificate)?;
-        }
+        tls::trust(&mut roots, path)?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
@@ -200,8 +196,8 @@ pub(super) fn server_config(settings: &config::Tls) -> Result<Option<Arc<rustls:
         (Some(certificate), Some(key)) => (certificate, key),
         _ => return Err(TlsError::Half),
     };
-    let chain = read_certificates(certificate)?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, error))?;
+    let chain = tls::certificates(certificate)?;
+    let key = tls::key(key)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -209,13 +205,4 @@ pub(super) fn server_config(settings: &config::Tls) -> Result<Option<Arc<rustls:
         .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Some(Arc::new(config)))
-}
-
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    all.map_err(|error| unreadable(path, error))
-}
-
-fn unreadable(path: &Path, error: rustls_pki_types::pem::Error) -> TlsError {
-    TlsError::Pem { path: path.display().to_string(), error }
 }

@@ -17,3 +17,4 @@ mod redis_ledger;
 mod smoke;
 mod store;
 mod support;
+mod tls;

@@ -79,7 +79,12 @@ enum Verdict {
 impl Connector {
     /// `timeout` bounds each connect and each call.
     pub fn new(url: &str, timeout: Duration) -> Result<Connector, &'static str> {
-        Ok(Connector { discovery: Arc::new(Discovery::new(RedisUrl::parse(url)?, timeout)) })
+        Ok(Connector::of(RedisUrl::parse(url)?, timeout))
+    }
+
+    /// As [`Connector::new`].
+    pub fn of(url: RedisUrl, timeout: Duration) -> Connector {
+        Connector { discovery: Arc::new(Discovery::new(url, timeout)) }
     }
 
     /// To the first shard.

@@ -18,6 +18,7 @@ pub mod wire;
 mod loading;
 mod queue;
 mod servers;
+mod tls;
 mod upkeep;
 
 use std::sync::Arc;
@@ -48,8 +49,8 @@ pub struct Position {
 /// Why the ledger cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("ledger.url: {0}")]
-    Url(String),
+    #[error("{0}")]
+    Settings(String),
     #[error("Redis is out of reach: {0}")]
     Unreachable(String),
     #[error("Redis {version} at {server} is too old: 7.0 or newer is needed")]
@@ -133,7 +134,7 @@ impl RedisLedger {
         metrics: Metrics,
     ) -> Result<Arc<RedisLedger>, OpenError> {
         let timeout = Duration::from_millis(settings.call_timeout_ms);
-        let connector = Connector::new(&settings.url, timeout).map_err(|error| OpenError::Url(error.to_owned()))?;
+        let connector = Connector::of(tls::url(settings).map_err(OpenError::Settings)?, timeout);
         let mut link = connector.link(metrics.ledger_reconnects.clone());
         servers::check(&connector, &mut link).await?;
         let default = if connector.is_cluster() { CLUSTER_SHARDS } else { DEFAULT_SHARDS };

@@ -1,23 +1,24 @@
 //! The way to the server: its URL, TLS, and the pool.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use deadpool_postgres::{ConfigConnectImpl, Connect, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use rustls::RootCertStore;
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, Config, Error, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::super::{StoreError, StoreResult};
-use crate::config;
+use crate::config::{self, PostgresTls, PostgresUrl};
+use crate::tls::{self, PemError};
 
 /// Our transactions do nothing between their statements: one that rests for so long has lost its replica, and with it
 /// whoever would give up its locks.
@@ -25,20 +26,22 @@ const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(3);
 
 /// A pool over the settings' URL. Connects to nothing yet.
 pub(super) fn pool(settings: &config::Store, timeout: Duration) -> StoreResult<Pool> {
-    let (url, roots) = split_url(&settings.url);
-    // The parser's error may quote the URL, which has a password in it.
-    let mut server: Config = url.parse().map_err(|_| unusable("store.url is no Postgres URL"))?;
+    let PostgresUrl { mut server, tls } =
+        PostgresUrl::parse(&settings.url).map_err(|problem| unusable(&format!("store.url {problem}")))?;
     server.application_name("faregate").connect_timeout(timeout).tcp_user_timeout(timeout);
     server.keepalives_idle(Duration::from_secs(30)).keepalives_interval(Duration::from_secs(10)).keepalives_retries(3);
     server.options(limits(&server, timeout));
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     let runtime = Handle::try_current().map_err(|error| unusable(&error.to_string()))?;
-    let manager = if server.get_ssl_mode() == SslMode::Require {
-        let tls = tls(roots.as_deref())?;
-        Manager::from_connect(server, OnRuntime { runtime, inner: ConfigConnectImpl { tls } }, recycling)
-    } else {
-        server.ssl_mode(SslMode::Disable);
-        Manager::from_connect(server, OnRuntime { runtime, inner: ConfigConnectImpl { tls: NoTls } }, recycling)
+    let manager = match &tls {
+        Some(tls) => {
+            let inner = ConfigConnectImpl { tls: self::tls(tls)? };
+            Manager::from_connect(server, OnRuntime { runtime, inner }, recycling)
+        }
+        None => {
+            let inner = ConfigConnectImpl { tls: NoTls };
+            Manager::from_connect(server, OnRuntime { runtime, inner }, recycling)
+        }
     };
     let pool = Pool::builder(manager)
         .max_size(settings.max_connections.max(1))
@@ -63,42 +66,77 @@ fn limits(server: &Config, timeout: Duration) -> String {
     [ours.as_str(), server.get_options().unwrap_or("")].join(" ")
 }
 
-/// Takes `sslrootcert` out of a URL, which the driver does not know, and turns the verifying modes into `require`:
-/// here every TLS connection verifies the server's certificate and name.
-fn split_url(url: &str) -> (String, Option<PathBuf>) {
-    let Some((base, query)) = url.split_once('?') else { return (url.to_owned(), None) };
-    let mut roots = None;
-    let mut kept = Vec::new();
-    for pair in query.split('&') {
-        match pair.split_once('=') {
-            Some(("sslrootcert", path)) => roots = Some(PathBuf::from(path.replace("%2F", "/").replace("%2f", "/"))),
-            Some(("sslmode", "verify-ca" | "verify-full")) => kept.push("sslmode=require"),
-            _ => kept.push(pair),
-        }
+fn tls(settings: &PostgresTls) -> StoreResult<MakeRustlsConnect> {
+    let unreadable = |error: PemError| unusable(&format!("store.url: {error}"));
+    let failed = |error: rustls::Error| unusable(&format!("store.url: TLS: {error}"));
+    let mut roots = RootCertStore::empty();
+    match &settings.authorities {
+        None => roots = tls::public_roots(),
+        Some(path) => tls::trust(&mut roots, path).map_err(unreadable)?,
     }
-    let query = if kept.is_empty() { String::new() } else { format!("?{}", kept.join("&")) };
-    (format!("{base}{query}"), roots)
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider.clone());
+    let config = config.with_safe_default_protocol_versions().map_err(failed)?;
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    let verifier = verifier.map_err(|error| unusable(&format!("store.url: TLS: {error}")))?;
+    let config = match settings.verify_name {
+        true => config.with_webpki_verifier(verifier),
+        false => config.dangerous().with_custom_certificate_verifier(Arc::new(ChainOnly(verifier))),
+    };
+    let config = match &settings.client {
+        None => config.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let chain = tls::certificates(certificate).map_err(unreadable)?;
+            config.with_client_auth_cert(chain, tls::key(key).map_err(unreadable)?).map_err(failed)?
+        }
+    };
+    Ok(MakeRustlsConnect::new(config))
 }
 
-fn tls(roots: Option<&Path>) -> StoreResult<MakeRustlsConnect> {
-    let mut trusted = RootCertStore::empty();
-    match roots {
-        None => trusted.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-        Some(path) => {
-            let unreadable = |error: &dyn std::fmt::Display| unusable(&format!("{}: {error}", path.display()));
-            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))? {
-                let certificate = certificate.map_err(|error| unreadable(&error))?;
-                trusted.add(certificate).map_err(|error| unreadable(&error))?;
-            }
+/// `verify-ca`: whoever has a certificate of one of the authorities is the server, whatever its name.
+#[derive(Debug)]
+struct ChainOnly(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for ChainOnly {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified = self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        match verified {
+            // The name is looked at last, once everything else was found right.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
+            verified => verified,
         }
     }
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| unusable(&error.to_string()))?
-        .with_root_certificates(trusted)
-        .with_no_client_auth();
-    Ok(MakeRustlsConnect::new(config))
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 fn unusable(why: &str) -> StoreError {
@@ -138,17 +176,6 @@ impl Future for Entered<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_verifying_modes_are_one() {
-        let (url, roots) =
-            split_url("postgres://u:p@h/d?sslmode=verify-full&sslrootcert=%2Fetc%2Fca.pem&connect_timeout=3");
-        assert_eq!(url, "postgres://u:p@h/d?sslmode=require&connect_timeout=3");
-        assert_eq!(roots.as_deref(), Some(Path::new("/etc/ca.pem")));
-        assert_eq!(split_url("postgres://h/d"), ("postgres://h/d".to_owned(), None));
-        assert_eq!(split_url("postgres://h/d?sslrootcert=/ca").0, "postgres://h/d");
-        assert_eq!(url.parse::<Config>().unwrap().get_ssl_mode(), SslMode::Require);
-    }
 
     #[tokio::test]
     async fn a_wrong_url_does_not_show_its_password() {

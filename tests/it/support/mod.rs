@@ -4,6 +4,7 @@
 //! the [`reaper`] when the test binary itself dies.
 #![allow(dead_code, unused_imports, reason = "no single test uses all of it")]
 
+pub mod certificates;
 pub mod chaos;
 pub mod faregate;
 pub mod http;
@@ -22,6 +23,7 @@ pub mod upstream;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+pub use certificates::{Authority, Pair};
 pub use chaos::ChaosProxy;
 pub use faregate::{Faregate, Options};
 pub use http::{Answer, Http, raw};

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::process::{self, Process};
-use super::{eventually_blocking, free_port, reaper};
+use super::{Pair, eventually_blocking, free_port, reaper};
 
 pub struct Postgres {
     server: Arc<Mutex<Server>>,
@@ -19,9 +19,22 @@ pub struct Postgres {
 struct Server {
     process: Process,
     port: u16,
-    fsync: bool,
+    settings: Vec<String>,
     bin: PathBuf,
     dir: tempfile::TempDir,
+}
+
+/// Beside what every server has.
+const DURABLE: [&str; 0] = [];
+const FAST: [&str; 3] = ["fsync=off", "synchronous_commit=off", "full_page_writes=off"];
+
+/// How a server is reached with TLS.
+pub struct Secure<'a> {
+    pub certificate: &'a Pair,
+    /// The authority of the clients' certificates.
+    pub clients: &'a Path,
+    /// `pg_hba.conf`, behind the line that lets the tests themselves in.
+    pub access: &'a str,
 }
 
 impl Postgres {
@@ -30,14 +43,19 @@ impl Postgres {
         static SHARED: Mutex<Option<Arc<Mutex<Server>>>> = Mutex::new(None);
         let server = {
             let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            shared.get_or_insert_with(|| Arc::new(Mutex::new(Server::start(false)))).clone()
+            shared.get_or_insert_with(|| Arc::new(Mutex::new(Server::start(&FAST, None)))).clone()
         };
         Postgres::on(server)
     }
 
     /// A server of the test's own, for those that kill or stop it; with fsync.
     pub fn own() -> Postgres {
-        Postgres::on(Arc::new(Mutex::new(Server::start(true))))
+        Postgres::on(Arc::new(Mutex::new(Server::start(&DURABLE, None))))
+    }
+
+    /// A server of the test's own that speaks TLS.
+    pub fn secure(secure: &Secure<'_>) -> Postgres {
+        Postgres::on(Arc::new(Mutex::new(Server::start(&FAST, Some(secure)))))
     }
 
     fn on(server: Arc<Mutex<Server>>) -> Postgres {
@@ -52,6 +70,14 @@ impl Postgres {
     /// For `store.url`.
     pub fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{}", self.port, self.database)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn database(&self) -> &str {
+        &self.database
     }
 
     /// Runs statements in this database; the rows of the last one, every value as text, columns joined by `|`.
@@ -94,7 +120,7 @@ impl Postgres {
     /// Starts it again after [`Postgres::kill`].
     pub fn restart(&self) {
         let mut server = self.server.lock().unwrap();
-        server.process = serve(&server.bin, server.dir.path(), server.port, server.fsync);
+        server.process = serve(&server.bin, server.dir.path(), server.port, &server.settings);
         server.wait_until_ready();
     }
 
@@ -131,7 +157,7 @@ fn children(pid: u32) -> Vec<u32> {
 }
 
 impl Server {
-    fn start(fsync: bool) -> Server {
+    fn start(settings: &[&str], secure: Option<&Secure<'_>>) -> Server {
         let bin = find_binaries();
         let dir = tempfile::Builder::new().prefix("faregate-postgres").tempdir().unwrap();
         reaper::remove(dir.path());
@@ -145,9 +171,13 @@ impl Server {
         initdb.args(["--locale=C", "--pgdata"]).arg(&data).current_dir(dir.path());
         let output = initdb.output().expect("initdb runs");
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+        let mut settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+        if let Some(secure) = secure {
+            settings.extend(secure.settings(dir.path()));
+        }
         let port = free_port();
-        let process = serve(&bin, dir.path(), port, fsync);
-        let mut server = Server { process, port, fsync, bin, dir };
+        let process = serve(&bin, dir.path(), port, &settings);
+        let mut server = Server { process, port, settings, bin, dir };
         server.wait_until_ready();
         server
     }
@@ -161,6 +191,30 @@ impl Server {
     }
 }
 
+impl Secure<'_> {
+    /// Writes the server's files.
+    fn settings(&self, dir: &Path) -> Vec<String> {
+        let files = [
+            ("ssl_cert_file", &*self.certificate.certificate),
+            ("ssl_key_file", &*self.certificate.key),
+            ("ssl_ca_file", self.clients),
+        ];
+        let mut settings = vec!["ssl=on".to_owned()];
+        for (name, from) in files {
+            let to = dir.join(name);
+            std::fs::copy(from, &to).unwrap();
+            std::fs::set_permissions(&to, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+            if as_root() {
+                assert!(Command::new("chown").arg("postgres:postgres").arg(&to).status().unwrap().success());
+            }
+            settings.push(format!("{name}={}", to.display()));
+        }
+        let access = format!("host all postgres 127.0.0.1/32 trust\n{}", self.access);
+        std::fs::write(dir.join("data/pg_hba.conf"), access).unwrap();
+        settings
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         children(self.process.pid()).into_iter().for_each(|child| process::signal_pid(child, "CONT"));
@@ -170,14 +224,11 @@ impl Drop for Server {
     }
 }
 
-fn serve(bin: &Path, dir: &Path, port: u16, fsync: bool) -> Process {
+fn serve(bin: &Path, dir: &Path, port: u16, settings: &[String]) -> Process {
     let mut postgres = command(&bin.join("postgres"));
     postgres.arg("-D").arg(dir.join("data")).arg("-k").arg(dir).arg("-p").arg(port.to_string()).current_dir(dir);
-    let mut settings = vec!["listen_addresses=127.0.0.1", "max_connections=200", "shared_buffers=64MB"];
-    if !fsync {
-        settings.extend(["fsync=off", "synchronous_commit=off", "full_page_writes=off"]);
-    }
-    for setting in settings {
+    let always = ["listen_addresses=127.0.0.1", "max_connections=200", "shared_buffers=64MB"];
+    for setting in always.into_iter().chain(settings.iter().map(String::as_str)) {
         postgres.args(["-c", setting]);
     }
     Process::spawn(postgres, "QUIT")

@@ -1,16 +1,19 @@
 //! A Redis server of one's own.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use super::process::Process;
-use super::{eventually_blocking, free_port, reaper};
+use super::{Pair, eventually_blocking, free_port, reaper};
 
 pub struct Redis {
     process: Process,
     port: u16,
     settings: Vec<String>,
+    /// How redis-cli gets in.
+    access: Vec<String>,
     /// Last, so that the server is gone before its folder.
     dir: tempfile::TempDir,
 }
@@ -28,12 +31,30 @@ impl Redis {
 
     /// With settings as on redis-server's command line, such as `["--maxmemory", "10mb"]`.
     pub fn with(settings: &[&str]) -> Redis {
+        Redis::launch(free_port(), settings, &[])
+    }
+
+    /// A server that speaks nothing but TLS, with this certificate; clients have to show one of `authority`'s, if they
+    /// `must`. Whoever is not named in the settings needs the password.
+    pub fn secure(certificate: &Pair, authority: &Path, must: bool, password: &str, settings: &[&str]) -> Redis {
+        let port = free_port();
+        let [ca, cert, key] =
+            [authority, &certificate.certificate, &certificate.key].map(|path| path.to_str().unwrap());
+        let number = port.to_string();
+        let clients = if must { "yes" } else { "no" };
+        let tls = ["--port", "0", "--tls-port", &number, "--tls-ca-cert-file", ca, "--tls-cert-file", cert];
+        let more = ["--tls-key-file", key, "--tls-auth-clients", clients, "--requirepass", password];
+        let access = ["--tls", "--cacert", ca, "--cert", cert, "--key", key, "-a", password, "--no-auth-warning"];
+        Redis::launch(port, &[&tls[..], &more, settings].concat(), &access)
+    }
+
+    fn launch(port: u16, settings: &[&str], access: &[&str]) -> Redis {
         let dir = tempfile::Builder::new().prefix("faregate-redis").tempdir().unwrap();
         reaper::remove(dir.path());
-        let port = free_port();
-        let settings: Vec<String> = settings.iter().map(|&setting| setting.to_owned()).collect();
+        let owned = |words: &[&str]| -> Vec<String> { words.iter().map(|&word| word.to_owned()).collect() };
+        let (settings, access) = (owned(settings), owned(access));
         let process = spawn(dir.path(), port, &settings);
-        let mut redis = Redis { process, port, settings, dir };
+        let mut redis = Redis { process, port, settings, access, dir };
         redis.wait_until_ready();
         redis
     }
@@ -55,6 +76,7 @@ impl Redis {
     pub fn command(&self, arguments: &[&str]) -> String {
         let output = Command::new("redis-cli")
             .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "--raw"])
+            .args(&self.access)
             .args(arguments)
             .output()
             .expect("redis-cli runs");

@@ -1,10 +1,11 @@
 //! A Redis that Sentinels watch: a primary, a replica, three Sentinels.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use super::process::Process;
-use super::{Redis, eventually_blocking, free_port, reaper};
+use super::{Pair, Redis, eventually_blocking, free_port, reaper};
 
 const SENTINELS: usize = 3;
 pub const MASTER: &str = "main";
@@ -16,9 +17,19 @@ pub struct Sentinels {
     sentinels: Vec<Sentinel>,
 }
 
+/// Sentinels, and servers behind them, that speak nothing but TLS and ask for passwords.
+pub struct Guarded<'a> {
+    pub certificate: &'a Pair,
+    pub authority: &'a Path,
+    /// Of the servers, and of the Sentinels.
+    pub passwords: [&'a str; 2],
+}
+
 struct Sentinel {
     _process: Process,
     port: u16,
+    /// How redis-cli gets in.
+    access: Vec<String>,
     /// Last, so that the process is gone before its folder.
     _dir: tempfile::TempDir,
 }
@@ -29,7 +40,28 @@ impl Sentinels {
         let server = || Redis::with(&["--appendonly", "no", "--repl-diskless-sync-delay", "0"]);
         let servers = [server(), server()];
         servers[1].command(&["REPLICAOF", "127.0.0.1", &servers[0].port().to_string()]);
-        let sentinels = (0..SENTINELS).map(|_| sentinel(servers[0].port())).collect();
+        let sentinels = (0..SENTINELS).map(|_| sentinel(servers[0].port(), "", &[])).collect();
+        let watched = Sentinels { servers, sentinels };
+        watched.wait_until_whole();
+        watched
+    }
+
+    /// As [`Sentinels::start`], guarded.
+    pub fn guarded(guarded: &Guarded<'_>) -> Sentinels {
+        let Guarded { certificate, authority, passwords: [data, watch] } = guarded;
+        let settings = ["--appendonly", "no", "--repl-diskless-sync-delay", "0", "--tls-replication", "yes"];
+        let settings = [&settings[..], &["--masterauth", data]].concat();
+        let server = || Redis::secure(certificate, authority, false, data, &settings);
+        let servers = [server(), server()];
+        servers[1].command(&["REPLICAOF", "127.0.0.1", &servers[0].port().to_string()]);
+        let [ca, cert, key] =
+            [authority, &*certificate.certificate, &certificate.key].map(|path| path.to_str().unwrap());
+        let more = format!(
+            "tls-replication yes\ntls-ca-cert-file {ca}\ntls-cert-file {cert}\ntls-key-file {key}\n\
+             tls-auth-clients no\nrequirepass {watch}\nsentinel sentinel-pass {watch}\nsentinel auth-pass {MASTER} {data}\n"
+        );
+        let access = ["--tls", "--cacert", ca, "-a", watch, "--no-auth-warning"];
+        let sentinels = (0..SENTINELS).map(|_| sentinel(servers[0].port(), &more, &access)).collect();
         let watched = Sentinels { servers, sentinels };
         watched.wait_until_whole();
         watched
@@ -37,8 +69,13 @@ impl Sentinels {
 
     /// For `ledger.url`; the first of the Sentinels is not there.
     pub fn url(&self) -> String {
+        format!("redis+sentinel://{}/{MASTER}", self.hosts())
+    }
+
+    /// Where the Sentinels are; the first is not.
+    pub fn hosts(&self) -> String {
         let hosts: Vec<String> = self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
-        format!("redis+sentinel://127.0.0.1:{},{}/{MASTER}", free_port(), hosts.join(","))
+        format!("127.0.0.1:{},{}", free_port(), hosts.join(","))
     }
 
     /// The server that most Sentinels call the primary.
@@ -88,6 +125,7 @@ impl Sentinel {
     fn command(&self, arguments: &[&str]) -> String {
         let output = Command::new("redis-cli")
             .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "--raw"])
+            .args(&self.access)
             .args(arguments)
             .output()
             .expect("redis-cli runs");
@@ -95,16 +133,18 @@ impl Sentinel {
     }
 }
 
-fn sentinel(primary: u16) -> Sentinel {
+fn sentinel(primary: u16, more: &str, access: &[&str]) -> Sentinel {
     let dir = tempfile::Builder::new().prefix("faregate-sentinel").tempdir().unwrap();
     reaper::remove(dir.path());
     let (port, file) = (free_port(), dir.path().join("sentinel.conf"));
+    let ports = if more.is_empty() { format!("port {port}") } else { format!("port 0\ntls-port {port}") };
     let settings = format!(
-        "bind 127.0.0.1\nport {port}\nsentinel monitor {MASTER} 127.0.0.1 {primary} 2\n\
-         sentinel down-after-milliseconds {MASTER} 2000\nsentinel failover-timeout {MASTER} 6000\n"
+        "bind 127.0.0.1\n{ports}\nsentinel monitor {MASTER} 127.0.0.1 {primary} 2\n\
+         sentinel down-after-milliseconds {MASTER} 2000\nsentinel failover-timeout {MASTER} 6000\n{more}"
     );
     std::fs::write(&file, settings).unwrap();
     let mut command = Command::new("redis-server");
     command.arg(&file).arg("--sentinel").current_dir(dir.path());
-    Sentinel { _process: Process::spawn(command, "KILL"), port, _dir: dir }
+    let access = access.iter().map(|&word| word.to_owned()).collect();
+    Sentinel { _process: Process::spawn(command, "KILL"), port, access, _dir: dir }
 }
