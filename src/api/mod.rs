@@ -7,6 +7,7 @@ pub mod extract;
 pub mod frame;
 pub mod idempotency;
 pub(crate) mod listed;
+pub mod notifications;
 pub mod openapi;
 pub mod problem;
 pub(crate) mod reports;
@@ -96,6 +97,7 @@ fn routes(max_webhook: usize) -> Listed<Arc<Api>> {
         .route("/credits/settle", post(credits::settle))
         .route("/credits/release", post(credits::release))
         .route("/usage", get(usage::list))
+        .route("/notifications", get(notifications::list).patch(notifications::mark))
         .route("/plans", get(billing::plans))
         .route("/billing/checkout", post(subscription::checkout))
         .route("/billing/portal", post(subscription::portal))

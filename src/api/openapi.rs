@@ -13,10 +13,11 @@ use serde_json::{Map, Value, json};
 use super::problem::Problem;
 
 const COMMON: &str = include_str!("openapi/common.json");
-const USER: [&str; 4] = [
+const USER: [&str; 5] = [
     COMMON,
     include_str!("openapi/user.json"),
     include_str!("openapi/user-schemas.json"),
+    include_str!("openapi/notify.json"),
     include_str!("openapi/proxy.json"),
 ];
 const ADMIN: [&str; 3] = [COMMON, include_str!("openapi/admin.json"), include_str!("openapi/admin-schemas.json")];

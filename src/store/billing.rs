@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::notifications::{Notice, NoticeKind};
 use super::{ChangeRow, Page, PageRequest, StoreResult, User};
 use crate::ledger::{AccountId, GrantId, GrantKind, Micros};
 
@@ -248,6 +249,12 @@ pub enum Effect {
         session: String,
         state: CheckoutState,
     },
+    /// For the user, in the same transaction.
+    Notify {
+        kind: NoticeKind,
+        data: serde_json::Value,
+        dedupe_key: String,
+    },
     /// For the audit log.
     Note {
         action: &'static str,
@@ -266,6 +273,13 @@ pub struct Decision {
     pub effects: Vec<Effect>,
     /// Marked as processed in the same transaction.
     pub event: Option<String>,
+}
+
+impl Decision {
+    /// What an [`Effect::Notify`] of this decision tells.
+    pub(super) fn notice(&self, kind: NoticeKind, data: &serde_json::Value, dedupe_key: &str) -> Notice {
+        Notice { user: self.user.clone(), kind, data: data.clone(), dedupe_key: dedupe_key.to_owned() }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

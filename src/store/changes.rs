@@ -1,9 +1,10 @@
 //! Whether a billing change may be stored, and what is written with it: decided once for both stores.
 
 use super::common;
+use super::notifications::{Notice, NoticeKind};
 use super::{ChangeRow, NewChange, NewUser, StoreError, StoreResult, User, UserStatus};
 use crate::credits::Credits;
-use crate::ledger::{Change, GrantId, GrantKind, LIVE_GRANTS_MAX, Micros, Scope, WRITE_OFF_AFTER_US};
+use crate::ledger::{AccountId, Change, GrantId, GrantKind, LIVE_GRANTS_MAX, Micros, Scope, WRITE_OFF_AFTER_US};
 
 /// What the store knows of the account, read in the same transaction.
 pub(super) struct Facts {
@@ -25,6 +26,8 @@ pub(super) struct Plan {
     pub(super) grant: Option<PlannedGrant>,
     /// The user's new status.
     pub(super) status: Option<UserStatus>,
+    /// What the user is told.
+    pub(super) notice: Option<NoticeKind>,
     /// For the audit log.
     pub(super) action: &'static str,
 }
@@ -69,7 +72,7 @@ pub(super) fn plan(new: &NewChange, facts: &Facts) -> StoreResult<Plan> {
     }
     let number = facts.last_change + 1;
     let payload = serde_json::to_string(&new.change).map_err(|error| StoreError::Unavailable(error.to_string()))?;
-    let mut plan = Plan { number, payload, grant: None, status: None, action: "" };
+    let mut plan = Plan { number, payload, grant: None, status: None, notice: None, action: "" };
     let limit = Credits::INPUT_LIMIT.micro();
     let planned = |kind, amount, expires_at| {
         if expires_at >= common::TIME_MAX_US {
@@ -118,14 +121,25 @@ pub(super) fn plan(new: &NewChange, facts: &Facts) -> StoreResult<Plan> {
         }
         Change::Freeze { scope } => {
             plan.status = (*scope == Scope::Account).then_some(UserStatus::Frozen);
+            plan.notice = plan.status.filter(|status| *status != facts.status).map(|_| NoticeKind::AccountFrozen);
             plan.action = "credits.freeze";
         }
         Change::Unfreeze { scope } => {
             plan.status = (*scope == Scope::Account).then_some(UserStatus::Active);
+            plan.notice = plan.status.filter(|status| *status != facts.status).map(|_| NoticeKind::AccountUnfrozen);
             plan.action = "credits.unfreeze";
         }
     }
     Ok(plan)
+}
+
+impl Plan {
+    /// What the account's user is told of this change.
+    pub(super) fn notice(&self, account: &AccountId) -> Option<Notice> {
+        let kind = self.notice?;
+        let dedupe_key = format!("{}:{}", kind.name(), self.number);
+        Some(Notice { user: account.clone(), kind, data: serde_json::json!({}), dedupe_key })
+    }
 }
 
 /// The answer to a source key that is taken.

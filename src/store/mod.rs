@@ -10,6 +10,7 @@ pub mod journal;
 pub mod letters;
 mod mend;
 mod migrations;
+pub mod notifications;
 pub mod postgres;
 pub mod reopenings;
 pub mod sqlite;
@@ -31,6 +32,7 @@ use crate::ledger::{AccountId, AccountState, Change, Event, GrantId, GrantKind, 
 use crate::usage::Usage;
 pub use books::Books;
 pub use letters::DeadLetters;
+pub use notifications::Notifications;
 pub use reopenings::Reopenings;
 pub use upkeep::{Retention, Upkeep};
 pub use usage_sums::UsageSums;
@@ -255,7 +257,7 @@ pub enum Idempotent {
 
 #[async_trait]
 pub trait Store:
-    Books + UsageSums + Reopenings + billing::BillingStore + DeadLetters + Upkeep + Send + Sync + 'static
+    Books + UsageSums + Reopenings + billing::BillingStore + DeadLetters + Upkeep + Notifications + Send + Sync + 'static
 {
     /// Brings the schema up to date; forward only. Answers how many migrations ran. `Schema` when the store has
     /// migrations that this program does not know.

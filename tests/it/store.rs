@@ -161,6 +161,7 @@ macro_rules! suite {
 
 mod billing;
 mod books;
+mod notifications;
 mod usage_sums;
 
 mod handover;

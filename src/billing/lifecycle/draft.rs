@@ -177,7 +177,11 @@ impl<'a> Draft<'a> {
         let known = |effect: &Effect| {
             matches!(
                 effect,
-                Effect::Subscription(_) | Effect::Checkout { .. } | Effect::Customer(_) | Effect::Note { .. }
+                Effect::Subscription(_)
+                    | Effect::Checkout { .. }
+                    | Effect::Customer(_)
+                    | Effect::Notify { .. }
+                    | Effect::Note { .. }
             )
         };
         // The clock has nothing more to do here.

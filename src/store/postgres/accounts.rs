@@ -11,7 +11,7 @@ use super::super::common::{self, LIST_MAX, int, uint};
 use super::super::{
     ChangeRow, GrantRow, NewChange, NewUser, Page, PageRequest, StoreError, StoreResult, Unapplied, User, UserStatus,
 };
-use super::{Values, execute, failed, identity, micros, query, query_opt, time};
+use super::{Values, execute, failed, identity, micros, notifications, query, query_opt, time};
 use crate::credits::Credits;
 use crate::ledger::{AccountId, AccountState, GrantId, GrantState};
 
@@ -105,6 +105,9 @@ pub(super) async fn store_change(tx: &Transaction<'_>, new: NewChange) -> StoreR
         execute(tx, insert, &[&account, &number, &kind, &grant.amount, &expires_at, &source_key, &new.note]).await?;
     }
     identity::audit(tx, &new.actor, plan.action, Some(&new.account), &plan.payload).await?;
+    if let Some(notice) = plan.notice(&new.account) {
+        notifications::add(tx, &notice).await?;
+    }
     set_status(tx, &new.account, &plan).await?;
     Ok(ChangeRow {
         account: new.account,

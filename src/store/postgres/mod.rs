@@ -7,6 +7,7 @@ mod connect;
 mod copy;
 mod flush;
 mod identity;
+mod notifications;
 mod reopenings;
 mod upkeep;
 mod usage;

@@ -8,7 +8,7 @@ use super::super::common::{self, LIST_MAX, int, uint};
 use super::super::{
     ChangeRow, GrantRow, NewChange, NewUser, Page, PageRequest, StoreError, StoreResult, Unapplied, User, UserStatus,
 };
-use super::{failed, identity};
+use super::{failed, identity, notifications};
 use crate::credits::Credits;
 use crate::ledger::{AccountId, AccountState, Change, GrantId, GrantState, RecordState};
 
@@ -86,6 +86,9 @@ pub(super) fn add_change(tx: &Transaction<'_>, new: NewChange) -> StoreResult<Ch
         let expires_at = grant.expires_at.map(int);
         let row = params![account, int(plan.number), kind, grant.amount, expires_at, source_key, new.note, now];
         tx.execute(insert, row).map_err(failed)?;
+    }
+    if let Some(notice) = plan.notice(&new.account) {
+        notifications::add(tx, &notice)?;
     }
     set_status(tx, &new.account, &plan)?;
     identity::audit(tx, &new.actor, plan.action, Some(&new.account), &plan.payload)?;

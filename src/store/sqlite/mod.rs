@@ -7,6 +7,7 @@ mod copy;
 mod flush;
 mod identity;
 mod journal;
+mod notifications;
 mod pack;
 mod reopenings;
 mod threads;

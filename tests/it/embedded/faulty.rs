@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use faregate::ledger::{AccountId, AccountState, Micros};
 use faregate::store::billing::*;
+use faregate::store::notifications::{Delivered, Delivery, Marked, Notice, NotificationRow};
 use faregate::store::reopenings::{SessionNumber, Standing};
 use faregate::store::*;
 use tokio::sync::Semaphore;
@@ -149,6 +150,55 @@ impl DeadLetters for Faulty {
 impl Upkeep for Faulty {
     async fn keep(&self, retention: Retention) -> StoreResult<upkeep::Pruned> {
         self.inner.keep(retention).await
+    }
+}
+
+#[async_trait::async_trait]
+impl Notifications for Faulty {
+    async fn notify(&self, notice: Notice) -> StoreResult<bool> {
+        self.inner.notify(notice).await
+    }
+
+    async fn notifications(
+        &self,
+        user: &AccountId,
+        unread: bool,
+        page: PageRequest,
+    ) -> StoreResult<Page<NotificationRow>> {
+        self.inner.notifications(user, unread, page).await
+    }
+
+    async fn notifications_after(
+        &self,
+        user: &AccountId,
+        number: u64,
+        limit: u32,
+    ) -> StoreResult<Vec<NotificationRow>> {
+        self.inner.notifications_after(user, number, limit).await
+    }
+
+    async fn mark_read(&self, user: &AccountId, which: Marked) -> StoreResult<u64> {
+        self.inner.mark_read(user, which).await
+    }
+
+    async fn standings(&self, users: &[AccountId]) -> StoreResult<Vec<notifications::Standing>> {
+        self.inner.standings(users).await
+    }
+
+    async fn open_outlet(&self, open: bool) -> StoreResult<()> {
+        self.inner.open_outlet(open).await
+    }
+
+    async fn claim_deliveries(&self, limit: u32, lease_us: u64) -> StoreResult<Vec<Delivery>> {
+        self.inner.claim_deliveries(limit, lease_us).await
+    }
+
+    async fn finish_delivery(&self, delivery: &Delivery, outcome: Delivered) -> StoreResult<()> {
+        self.inner.finish_delivery(delivery, outcome).await
+    }
+
+    async fn deliveries_waiting(&self) -> StoreResult<u64> {
+        self.inner.deliveries_waiting().await
     }
 }
 

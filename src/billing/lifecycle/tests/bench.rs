@@ -166,7 +166,7 @@ impl Bench {
             Effect::Flagged(flagged) => self.account.flagged = flagged,
             Effect::Due(due) => self.account.due_at = due,
             Effect::Customer(customer) => self.account.customer = Some(customer),
-            Effect::Checkout { .. } | Effect::Note { .. } => {}
+            Effect::Checkout { .. } | Effect::Notify { .. } | Effect::Note { .. } => {}
         }
     }
 

@@ -11,7 +11,7 @@ use super::super::super::billing::{
 };
 use super::super::super::common::{self, int, uint};
 use super::super::super::{ChangeRow, StoreError, StoreResult};
-use super::super::{Values, accounts, execute, failed, identity, micros, query, query_opt, time};
+use super::super::{Values, accounts, execute, failed, identity, micros, notifications, query, query_opt, time};
 use crate::ledger::{AccountId, GrantId, Micros};
 
 pub(super) async fn begin<C: GenericClient>(client: &C, user: &AccountId) -> StoreResult<()> {
@@ -153,7 +153,8 @@ pub(super) async fn apply(client: &mut Client, decision: &Decision) -> StoreResu
     if execute(&tx, raise, &[&decision.user.as_str(), &int(decision.version)]).await? == 0 {
         return Ok(None);
     }
-    if decision.effects.iter().any(|effect| matches!(effect, Effect::Change(_) | Effect::Plan(_))) {
+    let locks = |effect: &Effect| matches!(effect, Effect::Change(_) | Effect::Plan(_) | Effect::Notify { .. });
+    if decision.effects.iter().any(locks) {
         // Credits before the user, as a freeze does, in whatever order the effects come: or the two wait for each other.
         let lock = "SELECT FROM credits WHERE user_id = $1 FOR NO KEY UPDATE";
         query_opt(&tx, lock, &[&decision.user.as_str()]).await?;
@@ -199,6 +200,9 @@ async fn write(tx: &Transaction<'_>, decision: &Decision, effect: &Effect) -> St
         Effect::Checkout { session, state } => {
             let update = "UPDATE checkouts SET state = $2 WHERE session_id = $1";
             execute(tx, update, &[session, &names::checkout_state_name(*state)]).await.map(drop)?;
+        }
+        Effect::Notify { kind, data, dedupe_key } => {
+            notifications::add(tx, &decision.notice(*kind, data, dedupe_key)).await?;
         }
         Effect::Note { action, detail } => {
             identity::audit(tx, &decision.actor, action, Some(&decision.user), detail).await?;

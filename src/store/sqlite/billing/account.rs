@@ -8,7 +8,7 @@ use super::super::super::billing::{
 };
 use super::super::super::common::{self, int, uint};
 use super::super::super::{ChangeRow, StoreError, StoreResult};
-use super::super::{accounts, failed, identity};
+use super::super::{accounts, failed, identity, notifications};
 use crate::ledger::{AccountId, GrantId, Micros};
 
 pub(super) fn begin(tx: &Transaction<'_>, user: &AccountId) -> StoreResult<()> {
@@ -203,6 +203,9 @@ fn write(tx: &Transaction<'_>, decision: &Decision, effect: &Effect) -> StoreRes
         Effect::Checkout { session, state } => {
             let update = "UPDATE checkouts SET state = ?2 WHERE session_id = ?1";
             tx.execute(update, params![session, names::checkout_state_name(*state)]).map_err(failed).map(drop)?;
+        }
+        Effect::Notify { kind, data, dedupe_key } => {
+            notifications::add(tx, &decision.notice(*kind, data, dedupe_key))?;
         }
         Effect::Note { action, detail } => {
             identity::audit(tx, &decision.actor, action, Some(&decision.user), detail)?;
