@@ -13,6 +13,7 @@ pub(super) const SQLITE: &[Step] = &[
     ("V4__retention", include_str!("../../migrations/sqlite/V4__retention.sql")),
     ("V5__books", include_str!("../../migrations/sqlite/V5__books.sql")),
     ("V6__billing", include_str!("../../migrations/sqlite/V6__billing.sql")),
+    ("V8__notifications", include_str!("../../migrations/sqlite/V8__notifications.sql")),
     ("V11__topups", include_str!("../../migrations/sqlite/V11__topups.sql")),
 ];
 
@@ -22,6 +23,7 @@ pub(super) const POSTGRES: &[Step] = &[
     ("V4__retention", include_str!("../../migrations/postgres/V4__retention.sql")),
     ("V5__books", include_str!("../../migrations/postgres/V5__books.sql")),
     ("V6__billing", include_str!("../../migrations/postgres/V6__billing.sql")),
+    ("V8__notifications", include_str!("../../migrations/postgres/V8__notifications.sql")),
     ("V11__topups", include_str!("../../migrations/postgres/V11__topups.sql")),
 ];
 

@@ -10,6 +10,7 @@ mod embedded;
 mod faults;
 mod ledger_props;
 mod metering;
+mod notify;
 mod protocol;
 mod proxy;
 mod recovery;
