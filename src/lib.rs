@@ -11,6 +11,7 @@ pub mod error;
 pub mod gateway;
 pub mod identity;
 pub mod ledger;
+pub mod page;
 pub mod pricing;
 pub mod serve;
 pub mod store;

@@ -6,11 +6,13 @@
 //! (POST, GET; DELETE `…/{key}`, which revokes any key), `usage` (GET); of billing `users/{id}/flag` (DELETE) and `events`
 //! (GET `events/{id}`, POST `events/{id}/replay`); `audit/books` (GET; POST
 //! `…/repair`).
+//! `users/{id}/billing-link` (POST) makes a link to the billing page; `/console` is for people.
 //!
 //! A change is stored first and then pushed into the ledger; when the answer leaves, it is live. Where the ledger does not
 //! answer in time the change is stored all the same, the answer says `"pending": true`, and it is pushed until it is live.
 
 mod audit;
+mod console;
 mod dead_letters;
 mod events;
 mod freeze;
@@ -32,7 +34,6 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
 use tokio_util::task::TaskTracker;
 
 use crate::api::frame;
@@ -46,6 +47,9 @@ use crate::identity::{Identity, Onboard};
 use crate::ledger::{AccountId, SharedLedger};
 use crate::store::{SharedStore, User};
 use crate::telemetry::Metrics;
+
+#[cfg(test)]
+pub(crate) use self::console::BUILT as CONSOLE;
 
 /// Who is named in the audit log and as the maker of changes.
 const OPERATOR: &str = "operator";
@@ -80,6 +84,7 @@ pub(crate) struct Admin {
     config: Arc<Config>,
     metrics: Metrics,
     token: [u8; 32],
+    console: console::Console,
     routes_ready: Arc<dyn Fn() -> bool + Send + Sync>,
     tasks: TaskTracker,
 }
@@ -92,6 +97,7 @@ pub fn router(parts: AdminParts) -> Router {
     };
     let max_body = parts.config.api.max_body_bytes;
     let admin = Arc::new(Admin {
+        console: console::Console::new(&parts.config),
         store: parts.store,
         ledger: parts.ledger,
         pusher: parts.pusher,
@@ -108,6 +114,7 @@ pub fn router(parts: AdminParts) -> Router {
     open_routes()
         .router()
         .nest(PREFIX, operator)
+        .merge(console::routes())
         .fallback(frame::not_found)
         .method_not_allowed_fallback(frame::method_not_allowed)
         .layer(DefaultBodyLimit::max(max_body))
@@ -125,6 +132,7 @@ fn operator_routes() -> Listed<Arc<Admin>> {
         .route("/users/{id}/keys/{key}", delete(keys::revoke))
         .route("/users/{id}/freeze", post(freeze::freeze).delete(freeze::unfreeze))
         .route("/users/{id}/usage", get(users::usage))
+        .route("/users/{id}/billing-link", post(console::billing_link))
         .route("/users/{id}/flag", delete(events::unflag))
         .route("/events", get(events::list))
         .route("/events/{id}", get(events::show))
@@ -152,14 +160,15 @@ pub fn paths() -> Vec<String> {
     operator_routes().paths(PREFIX).chain(open_routes().paths("")).collect()
 }
 
-/// Lets in who sends the token; everybody else learns nothing, not even which paths there are.
+/// Lets in who sends the token, or the console's session; everybody else learns nothing, not even which paths there are.
 async fn operator_only(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
     match token_of(request.headers()) {
-        None => Problem::from(AuthError::Missing).into_response(),
-        // Digests are compared, so that not even the length of the token shows in the time it takes.
-        Some(token) if bool::from(Sha256::digest(token.as_bytes()).as_slice().ct_eq(&admin.token)) => {
-            next.run(request).await
-        }
+        None => match admin.session(request.uri(), request.headers()).await {
+            Ok(Some(_)) => next.run(request).await,
+            Ok(None) => Problem::from(AuthError::Missing).into_response(),
+            Err(error) => Problem::from(error).into_response(),
+        },
+        Some(token) if admin.is_token(token) => next.run(request).await,
         Some(_) => Problem::from(AuthError::Invalid).into_response(),
     }
 }

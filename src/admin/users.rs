@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::{Query, Request, State};
 use axum::response::Response;
-use http::StatusCode;
+use http::{StatusCode, Uri};
+use serde::Deserialize;
 use uuid::Uuid;
 
 use super::{Admin, Named};
 use crate::api::credits::balance;
-use crate::api::extract::{IdempotencyKey, Json, Paging, json};
+use crate::api::extract::{IdempotencyKey, Json, checked_page, json};
 use crate::api::idempotency::{Created, Once, derived_id, fingerprint, once};
 use crate::api::problem::Problem;
 use crate::api::types::{CreateUser, CreditsView, GrantView, List, Text, UserView};
@@ -69,8 +70,23 @@ fn made_id(key: Option<&str>) -> Result<AccountId, Problem> {
     AccountId::parse(&format!("user_{}", id.simple())).map_err(|_| Problem::internal())
 }
 
-pub(super) async fn list(State(admin): State<Arc<Admin>>, Paging(page): Paging) -> Result<Response, Problem> {
-    let page = admin.store.users(page).await?;
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Search {
+    /// The beginning of an id or an address.
+    search: Option<Text<320>>,
+    limit: Option<u32>,
+    cursor: Option<String>,
+}
+
+pub(super) async fn list(State(admin): State<Arc<Admin>>, uri: Uri) -> Result<Response, Problem> {
+    let Query(Search { search, limit, cursor }) =
+        Query::try_from_uri(&uri).map_err(|error| Problem::bad_request(error.body_text()))?;
+    let page = checked_page(limit, cursor)?;
+    let page = match search {
+        Some(Text(text)) => admin.store.find_users(&text, page).await?,
+        None => admin.store.users(page).await?,
+    };
     let data: Vec<UserView> = page.data.into_iter().map(UserView::from).collect();
     Ok(json(StatusCode::OK, &List { data, next: page.next }))
 }

@@ -25,6 +25,7 @@ impl Default for Config {
             plans: BTreeMap::from([("free".to_owned(), free)]),
             packs: BTreeMap::new(),
             stripe: Stripe::default(),
+            page: Page::default(),
             service_keys: ServiceKeys::default(),
             server: Server::default(),
             tls: Tls::default(),
@@ -32,6 +33,21 @@ impl Default for Config {
             metering: Metering::default(),
             cors: Cors::default(),
             log: Log::default(),
+        }
+    }
+}
+
+impl Default for Page {
+    fn default() -> Page {
+        Page {
+            enabled: true,
+            prefix: "/billing".into(),
+            url: String::new(),
+            link_ms: 900_000,
+            session_ms: 43_200_000,
+            frame_ancestors: Vec::new(),
+            console_url: String::new(),
+            console_session_ms: 28_800_000,
         }
     }
 }

@@ -40,6 +40,7 @@ pub struct Config {
     pub plans: BTreeMap<String, Plan>,
     pub packs: BTreeMap<String, Pack>,
     pub stripe: Stripe,
+    pub page: Page,
     pub service_keys: ServiceKeys,
     pub server: Server,
     pub tls: Tls,
@@ -336,6 +337,25 @@ pub struct Stripe {
     pub max_attempts: u32,
     /// How often everything is compared with Stripe.
     pub reconcile_interval_ms: u64,
+}
+
+/// The billing page, and the console on the admin listener.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Page {
+    pub enabled: bool,
+    /// Where it answers on the main listener.
+    pub prefix: String,
+    /// Where people open it; empty: the main listener's address.
+    pub url: String,
+    /// How long a link that signs in stays open.
+    pub link_ms: u64,
+    pub session_ms: u64,
+    /// Sites that may show the page in a frame.
+    pub frame_ancestors: Vec<String>,
+    /// Where operators open the console, if not at the admin listener itself.
+    pub console_url: String,
+    pub console_session_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -78,6 +78,7 @@ fn listeners(config: &Config, found: &mut Findings) {
     found.check(plain, "api.prefix", "must begin with / and not end with it, such as /api");
     found.time("api.timeout_ms", config.api.timeout_ms);
     found.positive("api.max_body_bytes", config.api.max_body_bytes);
+    page(config, found);
     match (&config.tls.certificate, &config.tls.key) {
         (Some(_), None) => found.add("tls.key", "is missing: a certificate needs its key"),
         (None, Some(_)) => found.add("tls.certificate", "is missing: a key needs its certificate"),
@@ -87,6 +88,39 @@ fn listeners(config: &Config, found: &mut Findings) {
         let there = file.as_ref().is_none_or(|file| file.is_file());
         found.check(there, path, "names a file that is not there");
     }
+}
+
+fn page(config: &Config, found: &mut Findings) {
+    let page = &config.page;
+    let prefix = &page.prefix;
+    let plain = prefix.len() > 1
+        && prefix.starts_with('/')
+        && !prefix.ends_with('/')
+        && is_path(prefix)
+        && !prefix.contains(['{', '}']);
+    found.check(plain, "page.prefix", "must begin with / and not end with it, such as /billing");
+    let below = |inner: &str, outer: &str| {
+        inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let apart = !below(prefix, &config.api.prefix) && !below(&config.api.prefix, prefix);
+    found.check(apart, "page.prefix", "must not lie below `api.prefix`, nor that below it");
+    let web = |text: &str| {
+        let uri = text.parse::<http::Uri>().ok();
+        uri.is_some_and(|uri| {
+            matches!(uri.scheme_str(), Some("http" | "https"))
+                && uri.query().is_none()
+                && uri.authority().is_some_and(|part| !part.as_str().contains('@'))
+        })
+    };
+    for (path, url) in [("page.url", &page.url), ("page.console_url", &page.console_url)] {
+        found.check(url.is_empty() || web(url), path, "must be an http or https URL without a query, or empty");
+    }
+    let plain = |site: &String| web(site) && site.bytes().all(|b| b.is_ascii_graphic() && !b";,'\"".contains(&b));
+    let sites = page.frame_ancestors.iter().all(plain);
+    found.check(sites, "page.frame_ancestors", "must be origins, such as https://app.example.com");
+    found.time("page.link_ms", page.link_ms);
+    found.time("page.session_ms", page.session_ms);
+    found.time("page.console_session_ms", page.console_session_ms);
 }
 
 fn is_path(text: &str) -> bool {
@@ -188,6 +222,10 @@ fn route(config: &Config, name: &str, settings: &Route, found: &mut Findings) {
     let api = config.api.prefix.as_str();
     let under_api = settings.prefix.strip_prefix(api).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     found.check(!under_api, &prefix, format!("is taken: the credits API answers under {api} (`api.prefix`)"));
+    let page = config.page.prefix.as_str();
+    let under_page = settings.prefix.strip_prefix(page).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let taken = config.page.enabled && under_page;
+    found.check(!taken, &prefix, format!("is taken: the billing page answers under {page} (`page.prefix`)"));
     let priced = config.prices.contains_key(&settings.price);
     let known = listed(config.prices.keys());
     found.check(priced, format!("{path}.price"), format!("names no price; there are {known}"));

@@ -74,6 +74,9 @@ impl ConnectionOptions {
     }
 }
 
+/// The sessions of the billing page and the console.
+const OUR_COOKIES: [&[u8]; 4] = [b"fg_session=", b"__Host-fg_session=", b"fg_console=", b"__Host-fg_console="];
+
 /// What forwarding a request depends on.
 pub(super) struct Forwarding<'a> {
     pub(super) client: &'a HeaderMap,
@@ -95,8 +98,13 @@ pub(super) struct Forwarding<'a> {
 /// credentials and our own; with the upstream's key.
 pub(super) fn forward(what: &Forwarding<'_>, target: &Target, mut put: impl FnMut(&HeaderName, &HeaderValue)) {
     for (name, value) in what.client {
-        if passes_forward(name, what) {
-            put(name, value);
+        if !passes_forward(name, what) {
+            continue;
+        }
+        match stripped(name, value) {
+            None => put(name, value),
+            Some(rest) if rest.is_empty() => {}
+            Some(rest) => put(name, &rest),
         }
     }
     match what.kind {
@@ -119,6 +127,18 @@ pub(super) fn forward(what: &Forwarding<'_>, target: &Target, mut put: impl FnMu
     if what.kind == RouteKind::Http {
         forwarded(what, put);
     }
+}
+
+/// A cookie line without the sessions of our own pages, which open the user's account; `None` where it has none.
+fn stripped(name: &HeaderName, value: &HeaderValue) -> Option<HeaderValue> {
+    let ours = |pair: &&[u8]| OUR_COOKIES.iter().any(|cookie| pair.trim_ascii().starts_with(cookie));
+    let pairs = || value.as_bytes().split(|byte| *byte == b';');
+    if name != header::COOKIE || !pairs().any(|pair| ours(&pair)) {
+        return None;
+    }
+    let rest: Vec<&[u8]> = pairs().filter(|pair| !ours(pair)).map(<[u8]>::trim_ascii).collect();
+    // A part of a value that was one.
+    Some(HeaderValue::from_bytes(&rest.join(&b"; "[..])).unwrap_or(HeaderValue::from_static("")))
 }
 
 fn passes_forward(name: &HeaderName, what: &Forwarding<'_>) -> bool {
@@ -367,6 +387,15 @@ mod tests {
         let sent = forwarded_headers(RouteKind::Openai, &client);
         assert_eq!(sent["authorization"], "Bearer upstream-key");
         assert!(!sent.contains_key("x-api-key"));
+    }
+
+    #[test]
+    fn sessions_of_our_pages_stay_here() {
+        let sent = |cookie| forwarded_headers(RouteKind::Http, &[("cookie", cookie)]).get("cookie").cloned();
+        let rest = sent("a=1; __Host-fg_session=s3; fg_console=s3;b=2; fg_session=s3; fg_sessions=4").unwrap();
+        assert_eq!(rest, "a=1; b=2; fg_sessions=4");
+        assert_eq!(sent("fg_session=s3"), None);
+        assert_eq!(sent("a=fg_session=1").unwrap(), "a=fg_session=1");
     }
 
     #[test]

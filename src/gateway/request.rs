@@ -102,7 +102,10 @@ pub(super) async fn answer(
         created_at_ms,
         ambiguous,
     };
-    let response = if route::under(request.uri().path(), &passage.worker.shared.config.api.prefix) {
+    let (path, config) = (request.uri().path(), &passage.worker.shared.config);
+    let ours =
+        route::under(path, &config.api.prefix) || (config.page.enabled && route::under(path, &config.page.prefix));
+    let response = if ours {
         // Boxed, as below: a stream may last for hours, and what led to it need not stay in memory with it.
         Box::pin(control(&passage, request)).await
     } else {

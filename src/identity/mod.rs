@@ -3,6 +3,7 @@
 pub mod keys;
 pub mod principal;
 pub mod resolve;
+pub mod secret;
 
 mod cache;
 mod credentials;

@@ -35,6 +35,9 @@ const BLIND_AFTER: Duration = Duration::from_secs(5);
 /// The credits of a user this young may still be on their way into the ledger.
 const FRESH_USER: Duration = Duration::from_secs(10);
 
+/// Stands as the key where a session of the page is used.
+const SESSION_KEY: &str = "page";
+
 /// Brings an account's stored billing changes into the ledger: a new user's credits are live before their first request
 /// asks for them, a grant's when the operator has the answer.
 #[async_trait]
@@ -141,6 +144,13 @@ impl Identity {
             Err(AuthError::Unavailable) => self.cache.stale(&digest).ok_or(AuthError::Unavailable),
             answer => answer,
         }
+    }
+
+    /// A user who has shown in another way than by a key who they are, such as by a session of the page.
+    pub async fn of_user(&self, id: &AccountId) -> Result<SharedPrincipal, AuthError> {
+        let looked_up = tokio::time::timeout(self.look_up_timeout, self.store.user(id)).await;
+        let user = looked_up.map_err(|_| AuthError::Unavailable)?.map_err(|error| self.away(&error))?;
+        self.principal(user.ok_or(AuthError::UnknownUser)?, SESSION_KEY.into(), KeyKind::Live)
     }
 
     /// Drops what was made from this key, on this replica, now.

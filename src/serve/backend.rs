@@ -23,6 +23,7 @@ use crate::identity::Identity;
 use crate::ledger::embedded::EmbeddedLedger;
 use crate::ledger::redis::RedisLedger;
 use crate::ledger::{AccountSource, Connect};
+use crate::page::{self, PageParts};
 use crate::store::upkeep::Pruned;
 use crate::store::{Retention, SharedStore};
 use crate::telemetry::Metrics;
@@ -94,7 +95,7 @@ impl Backend {
             Role::Gateway => open_billing(&config, &store, &pusher, &metrics, &faces),
             Role::Command => None,
         };
-        let api = api::router(ApiParts {
+        let users_api = api::router(ApiParts {
             store: store.clone(),
             ledger: ledger.clone(),
             identity: identity.clone(),
@@ -103,6 +104,15 @@ impl Backend {
             billing,
             tasks: faces.tasks.clone(),
         });
+        let api = page::router(
+            PageParts {
+                store: store.clone(),
+                identity: identity.clone(),
+                config: config.clone(),
+                metrics: metrics.clone(),
+            },
+            users_api,
+        );
         let routes_ready = Arc::new(AtomicBool::new(false));
         let ready = routes_ready.clone();
         let admin = admin::router(AdminParts {

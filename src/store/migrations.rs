@@ -15,6 +15,7 @@ pub(super) const SQLITE: &[Step] = &[
     ("V6__billing", include_str!("../../migrations/sqlite/V6__billing.sql")),
     ("V8__notifications", include_str!("../../migrations/sqlite/V8__notifications.sql")),
     ("V11__topups", include_str!("../../migrations/sqlite/V11__topups.sql")),
+    ("V12__pages", include_str!("../../migrations/sqlite/V12__pages.sql")),
 ];
 
 pub(super) const POSTGRES: &[Step] = &[
@@ -25,6 +26,7 @@ pub(super) const POSTGRES: &[Step] = &[
     ("V6__billing", include_str!("../../migrations/postgres/V6__billing.sql")),
     ("V8__notifications", include_str!("../../migrations/postgres/V8__notifications.sql")),
     ("V11__topups", include_str!("../../migrations/postgres/V11__topups.sql")),
+    ("V12__pages", include_str!("../../migrations/postgres/V12__pages.sql")),
 ];
 
 /// Where refinery keeps what was applied.

@@ -13,6 +13,7 @@ mod migrations;
 pub mod notifications;
 pub mod postgres;
 pub mod reopenings;
+pub mod sessions;
 pub mod sqlite;
 pub mod upkeep;
 pub mod usage_sums;
@@ -34,6 +35,7 @@ pub use books::Books;
 pub use letters::DeadLetters;
 pub use notifications::Notifications;
 pub use reopenings::Reopenings;
+pub use sessions::Sessions;
 pub use upkeep::{Retention, Upkeep};
 pub use usage_sums::UsageSums;
 
@@ -257,7 +259,17 @@ pub enum Idempotent {
 
 #[async_trait]
 pub trait Store:
-    Books + UsageSums + Reopenings + billing::BillingStore + DeadLetters + Upkeep + Notifications + Send + Sync + 'static
+    Books
+    + UsageSums
+    + Reopenings
+    + billing::BillingStore
+    + DeadLetters
+    + Upkeep
+    + Notifications
+    + Sessions
+    + Send
+    + Sync
+    + 'static
 {
     /// Brings the schema up to date; forward only. Answers how many migrations ran. `Schema` when the store has
     /// migrations that this program does not know.

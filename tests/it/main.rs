@@ -11,6 +11,7 @@ mod faults;
 mod ledger_props;
 mod metering;
 mod notify;
+mod page;
 mod protocol;
 mod proxy;
 mod recovery;

@@ -166,6 +166,7 @@ mod usage_sums;
 
 mod handover;
 mod reopenings;
+mod sessions;
 mod upkeep;
 
 suite!(

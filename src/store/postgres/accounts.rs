@@ -48,6 +48,21 @@ pub(super) async fn users(client: &Client, page: &PageRequest) -> StoreResult<Pa
     Ok(common::page(found, &slice, |user| user.id.to_string()))
 }
 
+/// Users whose id or address begins with `text`. The end of what begins so is the text and the last character there is.
+pub(super) async fn find_users(client: &Client, text: &str, page: &PageRequest) -> StoreResult<Page<User>> {
+    let slice = common::slice(page)?;
+    let (low, after) = (text.to_lowercase(), slice.after.as_deref().unwrap_or(""));
+    let select = format!(
+        "SELECT {USER_COLUMNS} FROM users WHERE id > $3 AND id IN (
+            SELECT id FROM users WHERE id >= $1 AND id < $1 || chr(1114111)
+            UNION SELECT id FROM users WHERE email IS NOT NULL AND lower(email) COLLATE \"C\" >= $2
+                AND lower(email) COLLATE \"C\" < $2 || chr(1114111)) ORDER BY id LIMIT $4"
+    );
+    let rows = query(client, &select, &[&text, &low, &after, &slice.rows]).await?;
+    let found: Vec<User> = rows.iter().map(read_user).collect::<StoreResult<_>>()?;
+    Ok(common::page(found, &slice, |user| user.id.to_string()))
+}
+
 fn read_user(row: &Row) -> StoreResult<User> {
     Ok(User {
         id: common::account(row.get(0))?,

@@ -9,6 +9,7 @@ mod flush;
 mod identity;
 mod notifications;
 mod reopenings;
+mod sessions;
 mod upkeep;
 mod usage;
 mod usage_sums;

@@ -45,6 +45,22 @@ pub(super) fn users(tx: &Transaction<'_>, page: &PageRequest) -> StoreResult<Pag
     Ok(common::page(found, &slice, |user| user.id.to_string()))
 }
 
+/// Users whose id or address begins with `text`. The end of what begins so is the text and the last character there is.
+pub(super) fn find_users(tx: &Transaction<'_>, text: &str, page: &PageRequest) -> StoreResult<Page<User>> {
+    let slice = common::slice(page)?;
+    let (low, after) = (text.to_ascii_lowercase(), slice.after.as_deref().unwrap_or(""));
+    let select = format!(
+        "SELECT {USER_COLUMNS} FROM users WHERE id > ?3 AND id IN (
+            SELECT id FROM users WHERE id >= ?1 AND id < ?1 || char(0x10ffff)
+            UNION SELECT id FROM users WHERE email IS NOT NULL AND lower(email) >= ?2
+                AND lower(email) < ?2 || char(0x10ffff)) ORDER BY id LIMIT ?4"
+    );
+    let mut statement = tx.prepare_cached(&select).map_err(failed)?;
+    let rows = statement.query_map(params![text, low, after, slice.rows], read_user).map_err(failed)?;
+    let found: Vec<User> = rows.map(|row| row.map_err(failed)?).collect::<StoreResult<_>>()?;
+    Ok(common::page(found, &slice, |user| user.id.to_string()))
+}
+
 fn read_user(row: &Row<'_>) -> rusqlite::Result<StoreResult<User>> {
     let (id, status): (String, String) = (row.get(0)?, row.get(3)?);
     let (email, plan, created_at): (_, _, i64) = (row.get(1)?, row.get(2)?, row.get(4)?);

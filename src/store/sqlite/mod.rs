@@ -10,6 +10,7 @@ mod journal;
 mod notifications;
 mod pack;
 mod reopenings;
+mod sessions;
 mod threads;
 mod upkeep;
 mod usage_sums;

@@ -7,6 +7,7 @@ use faregate::ledger::{AccountId, AccountState, Micros};
 use faregate::store::billing::*;
 use faregate::store::notifications::{Delivered, Delivery, Marked, Notice, NotificationRow};
 use faregate::store::reopenings::{SessionNumber, Standing};
+use faregate::store::sessions::{SecretHash, Session};
 use faregate::store::*;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -143,6 +144,28 @@ impl Books for Faulty {
 impl DeadLetters for Faulty {
     async fn dead_letters(&self, page: PageRequest) -> StoreResult<Page<letters::DeadLetter>> {
         self.inner.dead_letters(page).await
+    }
+}
+
+#[async_trait::async_trait]
+impl Sessions for Faulty {
+    async fn add_link(&self, hash: SecretHash, user: &AccountId, expires_at: Micros) -> StoreResult<()> {
+        self.inner.add_link(hash, user, expires_at).await
+    }
+    async fn redeem_link(&self, link: SecretHash, new: SecretHash, until: Micros) -> StoreResult<Option<AccountId>> {
+        self.inner.redeem_link(link, new, until).await
+    }
+    async fn begin_session(&self, session: Session) -> StoreResult<()> {
+        self.inner.begin_session(session).await
+    }
+    async fn session(&self, hash: SecretHash) -> StoreResult<Option<Session>> {
+        self.inner.session(hash).await
+    }
+    async fn end_session(&self, hash: SecretHash) -> StoreResult<()> {
+        self.inner.end_session(hash).await
+    }
+    async fn find_users(&self, text: &str, page: PageRequest) -> StoreResult<Page<User>> {
+        self.inner.find_users(text, page).await
     }
 }
 

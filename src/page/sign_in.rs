@@ -1,0 +1,167 @@
+//! Signing in and out, and the page's files.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::header::{AUTHORIZATION, SET_COOKIE};
+use http::{HeaderMap, StatusCode, Uri};
+use serde::{Deserialize, Serialize};
+
+use super::Pages;
+use crate::api::SignedIn;
+use crate::api::extract::{Json, json};
+use crate::api::links::no_randomness;
+use crate::api::problem::Problem;
+use crate::api::types::Time;
+use crate::identity::principal::{AuthError, SharedPrincipal};
+use crate::identity::secret;
+use crate::ledger::{AccountId, Micros};
+use crate::store::StoreError;
+use crate::store::sessions::Session;
+
+const STACK_HEADERS: [&str; 2] = ["x-stack-access-token", "x-stack-auth"];
+
+#[derive(Serialize)]
+struct Standing {
+    /// Null: nobody is signed in.
+    user: Option<UserView>,
+    expires_at: Option<Time>,
+}
+
+#[derive(Serialize)]
+struct UserView {
+    id: AccountId,
+    email: Option<String>,
+    plan: String,
+}
+
+/// Empty: by the token in the headers.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Begin {
+    #[serde(default)]
+    link: Option<String>,
+}
+
+pub(super) async fn html(State(pages): State<Arc<Pages>>) -> Response {
+    pages.site.html()
+}
+
+pub(super) async fn asset(
+    State(pages): State<Arc<Pages>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    pages.site.asset(&name, &headers).ok_or_else(|| Problem::not_found("no such path here"))
+}
+
+/// Who is signed in. Nobody is an answer, too: the page asks before it knows.
+pub(super) async fn show(State(pages): State<Arc<Pages>>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
+    let nobody = Standing { user: None, expires_at: None };
+    let Some(session) = pages.session(&uri, &headers).await? else { return Ok(json(StatusCode::OK, &nobody)) };
+    let Some(id) = session.user else { return Ok(json(StatusCode::OK, &nobody)) };
+    pages.standing(&id, session.expires_at).await
+}
+
+pub(super) async fn begin(
+    State(pages): State<Arc<Pages>>,
+    uri: Uri,
+    headers: HeaderMap,
+    Json(body): Json<Begin>,
+) -> Result<Response, Problem> {
+    if !pages.cookies.own_call(&uri, &headers) {
+        return Err(foreign());
+    }
+    let (secret, expires_at) = (secret::generate().map_err(|error| no_randomness(&error))?, pages.session_end());
+    let hash = secret::hash(secret.reveal(), &[]).ok_or_else(Problem::internal)?;
+    let user = match body.link {
+        Some(link) => {
+            let used = || Problem::new(StatusCode::FORBIDDEN, "link-used", "The link does not open", LINK_USED);
+            let link = secret::hash(&link, &[]).ok_or_else(used)?;
+            pages.store.redeem_link(link, hash, expires_at).await?.ok_or_else(used)?
+        }
+        None => {
+            let principal = pages.by_token(&headers).await?;
+            let user = principal.account.clone();
+            pages.store.begin_session(Session { hash, user: Some(user.clone()), expires_at }).await?;
+            user
+        }
+    };
+    let mut response = pages.standing(&user, expires_at).await?;
+    let seconds = pages.config.page.session_ms / 1_000;
+    let cookie = pages.cookies.set(&secret, seconds).ok_or_else(Problem::internal)?;
+    response.headers_mut().insert(SET_COOKIE, cookie);
+    Ok(response)
+}
+
+const LINK_USED: &str = "it opens once, and not for long: ask for a new one where you got it";
+
+pub(super) async fn end(State(pages): State<Arc<Pages>>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
+    if !pages.cookies.own_call(&uri, &headers) {
+        return Err(foreign());
+    }
+    if let Some(hash) = pages.cookies.secret(&uri, &headers).and_then(|secret| secret::hash(secret, &[])) {
+        pages.store.end_session(hash).await?;
+    }
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    response.headers_mut().extend(pages.cookies.clear().map(|cookie| (SET_COOKIE, cookie)));
+    Ok(response)
+}
+
+/// Lets the users' API know who is signed in on the page, where the call carries no credentials of its own.
+pub(super) async fn signed_in(State(pages): State<Arc<Pages>>, mut request: Request, next: Next) -> Response {
+    let own = ["x-api-key", AUTHORIZATION.as_str(), STACK_HEADERS[0], STACK_HEADERS[1]];
+    let headers = request.headers();
+    if !own.iter().any(|name| headers.contains_key(*name)) {
+        let known = match pages.session(request.uri(), headers).await {
+            Ok(Some(Session { user: Some(user), .. })) => {
+                Some(pages.identity.of_user(&user).await.map_err(Problem::from))
+            }
+            Ok(_) => None,
+            Err(error) => Some(Err(Problem::from(error))),
+        };
+        if let Some(known) = known {
+            request.extensions_mut().insert(SignedIn(known));
+        }
+    }
+    next.run(request).await
+}
+
+impl Pages {
+    async fn session(&self, uri: &Uri, headers: &HeaderMap) -> Result<Option<Session>, StoreError> {
+        let secret = self.cookies.secret(uri, headers);
+        match secret.and_then(|secret| secret::hash(secret, &[])) {
+            Some(hash) => self.store.session(hash).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn standing(&self, user: &AccountId, expires_at: Micros) -> Result<Response, Problem> {
+        // Refuses who may not come in any more.
+        self.identity.of_user(user).await?;
+        let user = self.store.user(user).await?.ok_or_else(|| Problem::not_found("there is no such user"))?;
+        let view = UserView { id: user.id, email: user.email, plan: user.plan };
+        let expires_at = Some(Time::from_micros(expires_at));
+        Ok(json(StatusCode::OK, &Standing { user: Some(view), expires_at }))
+    }
+
+    /// Who a token says it is. A key is no way in: keys never reach a browser.
+    async fn by_token(&self, headers: &HeaderMap) -> Result<SharedPrincipal, Problem> {
+        let token = STACK_HEADERS.iter().any(|name| headers.contains_key(*name));
+        if !token || headers.contains_key(AUTHORIZATION) || headers.contains_key("x-api-key") {
+            return Err(AuthError::Missing.into());
+        }
+        Ok(self.identity.authenticate(headers).await?)
+    }
+
+    fn session_end(&self) -> Micros {
+        secret::from_now(self.config.page.session_ms)
+    }
+}
+
+pub(crate) fn foreign() -> Problem {
+    let detail = "calls with a session come from the page itself";
+    Problem::new(StatusCode::FORBIDDEN, "foreign-call", "Not from here", detail)
+}

@@ -1,0 +1,17 @@
+// The server test has no document.
+import { afterEach, vi } from "vitest";
+
+afterEach(async () => {
+  if (typeof document === "undefined") return;
+  (await import("@testing-library/react")).cleanup();
+  vi.restoreAllMocks();
+  vi.useRealTimers();
+  window.history.replaceState(null, "", "/");
+  goOnline(true);
+});
+
+/** What the browser says of its network. */
+export function goOnline(online: boolean): void {
+  Object.defineProperty(window.navigator, "onLine", { value: online, configurable: true });
+  window.dispatchEvent(new Event(online ? "online" : "offline"));
+}
