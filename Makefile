@@ -2,7 +2,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test torture test-clients fuzz bench bench-setup bench-footprint bench-micro bench-flush fmt lint licences
+.PHONY: help run build test torture test-clients test-web web fuzz bench bench-setup bench-footprint bench-micro bench-flush fmt lint licences
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,12 @@ torture: ## The property tests of the ledger a million times over, and the fault
 
 test-clients: ## The official OpenAI and Anthropic clients, Python and Node, against the gateway
 	scripts/test-clients.sh
+
+test-web: ## The React package, and the pages in a headless Chromium (installs Node and Chromium on Debian)
+	scripts/test-web.sh
+
+web: ## Builds the billing page and the console into web/dist, which the program compiles in
+	cd web && npm ci --ignore-scripts --no-audit --no-fund && node pages/build.mjs
 
 fuzz: ## Each fuzz target for a minute: the SSE meter, the request estimator, the header code, an upstream's answers
 	scripts/fuzz.sh
