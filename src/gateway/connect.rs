@@ -112,6 +112,7 @@ impl Dial {
         Ok(Dial { host, port, tls, tls_http1, h2c: settings.h2c && !https })
     }
 
+    /// What only some connections need is boxed: a thousand that wait for TCP shall not weigh as if they did TLS.
     pub(super) async fn connect(
         &self,
         open: Open,
@@ -124,17 +125,19 @@ impl Dial {
         let upgrade = need == Need::Upgrade;
         let Some((connector, name)) = &self.tls else {
             return match need {
-                _ if self.h2c && !upgrade => http2_handshake(stream, open, tasks).await,
+                _ if self.h2c && !upgrade => Box::pin(http2_handshake(stream, open, tasks)).await,
                 Need::Whole => Ok(Made::Plain(Connection::new(Wire::Tcp(stream), scratch.clone(), open))),
-                Need::Streamed | Need::Upgrade => http1_handshake(stream, open, tasks).await,
+                Need::Streamed | Need::Upgrade => Box::pin(http1_handshake(stream, open, tasks)).await,
             };
         };
         let connector = if upgrade { self.tls_http1.as_ref().unwrap_or(connector) } else { connector };
-        let stream = connector.connect(name.clone(), stream).await?;
+        let stream = Box::pin(connector.connect(name.clone(), stream)).await?;
         match need {
-            _ if stream.get_ref().1.alpn_protocol() == Some(b"h2") => http2_handshake(stream, open, tasks).await,
+            _ if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                Box::pin(http2_handshake(stream, open, tasks)).await
+            }
             Need::Whole => Ok(Made::Plain(Connection::new(Wire::Tls(Box::new(stream)), scratch.clone(), open))),
-            Need::Streamed | Need::Upgrade => http1_handshake(stream, open, tasks).await,
+            Need::Streamed | Need::Upgrade => Box::pin(http1_handshake(stream, open, tasks)).await,
         }
     }
 }

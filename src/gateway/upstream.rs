@@ -133,7 +133,7 @@ impl Upstream {
         };
         let lease = match self.pool.take(need, false) {
             Some(lease) => lease,
-            // Boxed: it is rare, and with TLS large.
+            // Boxed: it is rare.
             None => match Box::pin(self.connect(need)).await {
                 Ok(lease) => lease,
                 Err(fault) => return Err(Failed { fault, unsent: Some(body) }),
