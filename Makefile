@@ -2,7 +2,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test torture test-clients test-web web fuzz bench bench-setup bench-footprint bench-micro bench-flush fmt lint licences
+.PHONY: help run build test torture test-clients test-api test-web web load fuzz bench bench-setup bench-footprint bench-micro bench-flush fmt lint licences
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ test-web: ## The React package, and the pages in a headless Chromium (installs N
 
 web: ## Builds the billing page and the console into web/dist, which the program compiles in
 	cd web && npm ci --ignore-scripts --no-audit --no-fund && node pages/build.mjs
+
+test-api: ## A running gateway driven from its OpenAPI documents, by schemathesis
+	scripts/test-api.sh
+
+load: ## The load tests by k6, each with an audit of the books after it; LOAD_LEDGER=redis for Redis and Postgres
+	scripts/load.sh
 
 fuzz: ## Each fuzz target for a minute: the SSE meter, the request estimator, the header code, an upstream's answers
 	scripts/fuzz.sh

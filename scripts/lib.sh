@@ -65,7 +65,7 @@ faregate_start() { # name, words before the command, --, the environment…
   port; admin=127.0.0.1:$reply
   mkdir -p "$work/$name"
   [ -e "$work/$name/settings.toml" ] || : >"$work/$name/settings.toml"
-  "${before[@]}" env -C "$work/$name" FAREGATE_LISTEN="$listen" FAREGATE_ADMIN_LISTEN="$admin" FAREGATE_ADMIN_TOKEN=$admin_token \
+  "${before[@]}" env -C "$work/$name" -u FAREGATE_BINARY FAREGATE_LISTEN="$listen" FAREGATE_ADMIN_LISTEN="$admin" FAREGATE_ADMIN_TOKEN=$admin_token \
     FAREGATE_DATA_DIR="$work/$name/data" "$@" "$binary" --config settings.toml serve >"$work/log" 2>&1 &
   gate=$!
   pids+=("$gate")

@@ -31,7 +31,7 @@ pub struct Deduct {
 pub struct Reserve {
     pub amount: Amount,
     /// Seconds.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     pub expires_in: Option<u64>,
 }
 
@@ -236,6 +236,14 @@ impl<'de, const MAX: usize> Deserialize<'de> for Text<MAX> {
     }
 }
 
+/// A whole number, also written `900.0`: to JSON Schema, as to most clients' languages, that is the same.
+fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let Some(number) = Option::<serde_json::Number>::deserialize(deserializer)? else { return Ok(None) };
+    let exact = |float: f64| (float.fract() == 0.0 && (0.0..9e15).contains(&float)).then_some(float as u64);
+    let whole = number.as_u64().or_else(|| number.as_f64().and_then(exact));
+    whole.map(Some).ok_or_else(|| serde::de::Error::custom("a whole number is needed here"))
+}
+
 impl From<&Balance> for CreditsView {
     fn from(balance: &Balance) -> CreditsView {
         CreditsView { available: balance.available, held: balance.held, debt: balance.debt }
@@ -302,6 +310,22 @@ impl From<UsageRow> for Use {
             estimated: usage.estimated,
             latency_ms: usage.latency_ms,
             created_at: Time::from_micros(usage.created_at_ms.saturating_mul(1_000)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_whole_however_they_are_written() {
+        let read = |text: &str| serde_json::from_str::<Reserve>(&format!(r#"{{"amount":1,"expires_in":{text}}}"#));
+        assert_eq!(read("900").unwrap().expires_in, Some(900));
+        assert_eq!(read("900.0").unwrap().expires_in, Some(900));
+        assert_eq!(read("null").unwrap().expires_in, None);
+        for wrong in ["900.5", "-1", "\"900\"", "1e300", "[1]"] {
+            assert!(read(wrong).is_err(), "{wrong}");
         }
     }
 }
