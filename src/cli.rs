@@ -30,6 +30,7 @@ Examples:
   faregate key create ann                       an API key of hers, shown once
   faregate grant ann 10 --note 'sorry for the outage'
   faregate usage ann --json
+  faregate report revenue --from 2026-01-01 --csv months
   faregate audit                                prove the books of every account
 
 Commands about users ask the running gateway through its admin listener, whose address lies in the data directory; when
@@ -89,6 +90,8 @@ enum Command {
     ///
     /// Prints what differs, and then ends with code 2.
     Audit(audit::AuditArgs),
+    /// Print a report over everybody: usage or revenue
+    Report(ReportArgs),
     /// Copy the store of the embedded mode into a new file, while the gateway runs
     Backup { file: PathBuf },
     /// Put a copy made by `backup` where the store was, while no gateway runs
@@ -213,6 +216,21 @@ struct GrantArgs {
     /// Why, for the record
     #[arg(long)]
     note: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct ReportArgs {
+    #[arg(value_parser = ["usage", "revenue"])]
+    report: String,
+    /// First day, UTC, such as 2026-01-31; 30 days ago when not given
+    #[arg(long)]
+    from: Option<String>,
+    /// First day that is not in it; tomorrow when not given
+    #[arg(long)]
+    to: Option<String>,
+    /// Print one table as CSV: days, plans, models or near_limit of usage; months, mrr or credits of revenue
+    #[arg(long, value_name = "TABLE", conflicts_with = "json")]
+    csv: Option<String>,
 }
 
 #[derive(Debug, Args)]

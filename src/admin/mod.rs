@@ -4,14 +4,15 @@
 //! Under `/admin/v1`: `users` (POST, GET), `users/{id}` (GET), `users/{id}/grants` (POST, GET), `users/{id}/keys` (POST,
 //! GET; DELETE `…/{key}`), `users/{id}/freeze` (POST, DELETE), `users/{id}/usage` (GET), and for service keys `keys`
 //! (POST, GET; DELETE `…/{key}`, which revokes any key), `usage` (GET); of billing `users/{id}/flag` (DELETE) and `events`
-//! (GET `events/{id}`, POST `events/{id}/replay`); `audit/books` (GET; POST
-//! `…/repair`).
-//! `users/{id}/billing-link` (POST) makes a link to the billing page; `/console` is for people.
+//! `users/{id}/billing-link` (POST) makes a link to the billing page; `/console` is for people. (GET `events/{id}`, POST
+//! `events/{id}/replay`); `audit` (GET) and `audit/books` (GET; POST `…/repair`); `dead-letters`
+//! (GET); `reports/usage` and `reports/revenue` (GET).
 //!
 //! A change is stored first and then pushed into the ledger; when the answer leaves, it is live. Where the ledger does not
 //! answer in time the change is stored all the same, the answer says `"pending": true`, and it is pushed until it is live.
 
 mod audit;
+mod audit_log;
 mod console;
 mod dead_letters;
 mod events;
@@ -19,6 +20,7 @@ mod freeze;
 mod grants;
 mod health;
 mod keys;
+mod reports;
 mod usage;
 mod users;
 
@@ -140,6 +142,9 @@ fn operator_routes() -> Listed<Arc<Admin>> {
         .route("/keys", post(keys::create_service).get(keys::list_service))
         .route("/keys/{key}", delete(keys::revoke_service))
         .route("/usage", get(usage::report))
+        .route("/reports/usage", get(reports::usage))
+        .route("/reports/revenue", get(reports::revenue))
+        .route("/audit", get(audit_log::list))
         .route("/audit/books", get(audit::books))
         .route("/audit/books/repair", post(audit::repair))
         .route("/dead-letters", get(dead_letters::list))

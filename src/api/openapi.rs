@@ -20,7 +20,12 @@ const USER: [&str; 5] = [
     include_str!("openapi/notify.json"),
     include_str!("openapi/proxy.json"),
 ];
-const ADMIN: [&str; 3] = [COMMON, include_str!("openapi/admin.json"), include_str!("openapi/admin-schemas.json")];
+const ADMIN: [&str; 4] = [
+    COMMON,
+    include_str!("openapi/admin.json"),
+    include_str!("openapi/admin-schemas.json"),
+    include_str!("openapi/insight.json"),
+];
 /// The prefix of the API as the files have it.
 const WRITTEN_PREFIX: &str = "/api/";
 /// A body's shorthands and what they stand for.

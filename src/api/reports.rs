@@ -121,7 +121,7 @@ fn dimensions(text: &str, may_group_by_user: bool) -> Result<Vec<Dimension>, Pro
 }
 
 /// The day that begins at this time, in days since 1970: sums are of whole days, UTC.
-fn day(text: &str) -> Result<i32, Problem> {
+pub(crate) fn day(text: &str) -> Result<i32, Problem> {
     let wrong = || Problem::bad_request("from and to are days, UTC: 2026-01-31 or 2026-01-31T00:00:00Z");
     let date = match text.parse::<Timestamp>() {
         Ok(time) => {
@@ -138,7 +138,7 @@ fn day(text: &str) -> Result<i32, Problem> {
     i32::try_from(seconds.div_euclid(24 * 3600)).map_err(|_| wrong())
 }
 
-fn date(day: &str) -> String {
+pub(crate) fn date(day: &str) -> String {
     let seconds = day.parse::<i64>().unwrap_or(0).saturating_mul(24 * 3600);
     let time = Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH);
     time.to_zoned(TimeZone::UTC).date().to_string()

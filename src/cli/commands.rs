@@ -4,7 +4,7 @@ use http::Method;
 use serde::Serialize;
 
 use super::admin::{self, Admin, Call};
-use super::{Command, EventsCommand, GrantArgs, KeyCommand, PageArgs, UserCommand, audit, backup, show};
+use super::{Command, EventsCommand, GrantArgs, KeyCommand, PageArgs, ReportArgs, UserCommand, audit, backup, show};
 use crate::config::Config;
 use crate::credits::Credits;
 use crate::error::{Exit, Failure};
@@ -17,6 +17,8 @@ enum View {
     All,
     /// The user's credits alone.
     Credits,
+    /// As it came: no JSON.
+    Csv,
 }
 
 pub(super) fn run(config: Config, command: Command, json: bool) -> Result<(), Failure> {
@@ -32,6 +34,10 @@ pub(super) fn run(config: Config, command: Command, json: bool) -> Result<(), Fa
             Command::Backup { file } => backup::back_up(&config, file).await,
             Command::Restore { file } => backup::restore(&config, file).await,
             Command::Audit(arguments) => audit::run(config, arguments, json).await,
+            Command::Report(arguments) => {
+                let view = if arguments.csv.is_some() { View::Csv } else { View::All };
+                ask(config, report(&arguments), json, view).await
+            }
             Command::Balance { user } => ask(config, get(user_path(&user, "")), json, View::Credits).await,
             other => ask(config, call(other)?, json, View::All).await,
         }
@@ -45,7 +51,7 @@ async fn ask(config: Config, call: Call, json: bool, view: View) -> Result<(), F
     admin.close().await?;
     let body = answered?;
     match (view, json) {
-        (View::All, true) => show::text(&body),
+        (View::All, true) | (View::Csv, _) => show::text(&body),
         (View::All, false) if body.is_empty() => show::text("done"),
         (View::All, false) => show::text(&tree(&body)?.text()),
         (View::Credits, true) => show::text(&credits_alone(&body)?),
@@ -107,6 +113,17 @@ fn user(command: UserCommand) -> Result<Call, Failure> {
         UserCommand::Unflag { id } => Ok(delete(user_path(&id, "/flag"))),
         UserCommand::Unfreeze { id } => Ok(delete(user_path(&id, "/freeze"))),
     }
+}
+
+fn report(arguments: &ReportArgs) -> Call {
+    let mut path = format!("/admin/v1/reports/{}?", arguments.report);
+    for (name, value) in [("from", &arguments.from), ("to", &arguments.to), ("table", &arguments.csv)] {
+        if let Some(value) = value {
+            path.push_str(&format!("{name}={}&", escaped(value)));
+        }
+    }
+    path.pop();
+    get(path)
 }
 
 fn events(command: EventsCommand) -> Call {

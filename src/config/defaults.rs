@@ -32,6 +32,7 @@ impl Default for Config {
             shed: Shed::default(),
             metering: Metering::default(),
             cors: Cors::default(),
+            reports: Reports::default(),
             log: Log::default(),
         }
     }
@@ -235,6 +236,12 @@ impl Default for Server {
 impl Default for Metering {
     fn default() -> Metering {
         Metering { bytes_per_token: 2, tokens_per_image: 2_000, extend_tokens: 512, max_answer_bytes: 16 * MIB }
+    }
+}
+
+impl Default for Reports {
+    fn default() -> Reports {
+        Reports { heavy_messages_per_day: 50, near_limit_percent: 20 }
     }
 }
 

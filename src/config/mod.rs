@@ -47,6 +47,7 @@ pub struct Config {
     pub shed: Shed,
     pub metering: Metering,
     pub cors: Cors,
+    pub reports: Reports,
     pub log: Log,
 }
 
@@ -421,6 +422,16 @@ pub struct Cors {
     pub origins: Vec<String>,
 }
 
+/// What the operator's reports count as what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reports {
+    /// Messages a day, on average, from which on a user is heavy.
+    pub heavy_messages_per_day: u32,
+    /// Percent of the credits that a user had, from which down the user is near the limit.
+    pub near_limit_percent: u32,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
@@ -504,6 +515,13 @@ impl Plan {
             tokens_per_minute: self.tokens_per_minute,
             concurrency: self.concurrency,
         }
+    }
+}
+
+impl Config {
+    /// Every price at which a plan is sold.
+    pub fn every_plan_price(&self) -> impl Iterator<Item = &PlanPrice> {
+        self.plans.values().flat_map(|plan| &plan.prices)
     }
 }
 

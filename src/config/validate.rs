@@ -355,6 +355,9 @@ fn others(config: &Config, found: &mut Findings) {
             });
         found.check(right, "cors.origins", "must be origins such as https://app.example.com, or *");
     }
+    found.positive("reports.heavy_messages_per_day", config.reports.heavy_messages_per_day);
+    let percent = (1..=99).contains(&config.reports.near_limit_percent);
+    found.check(percent, "reports.near_limit_percent", "must be from 1 to 99");
     let filter = config.log.level.parse::<tracing_subscriber::filter::EnvFilter>();
     found.check(filter.is_ok(), "log.level", "is not a filter such as info or faregate=debug");
 }

@@ -14,6 +14,7 @@ pub(super) const SQLITE: &[Step] = &[
     ("V5__books", include_str!("../../migrations/sqlite/V5__books.sql")),
     ("V6__billing", include_str!("../../migrations/sqlite/V6__billing.sql")),
     ("V8__notifications", include_str!("../../migrations/sqlite/V8__notifications.sql")),
+    ("V9__insight", include_str!("../../migrations/sqlite/V9__insight.sql")),
     ("V11__topups", include_str!("../../migrations/sqlite/V11__topups.sql")),
     ("V12__pages", include_str!("../../migrations/sqlite/V12__pages.sql")),
 ];
@@ -25,6 +26,7 @@ pub(super) const POSTGRES: &[Step] = &[
     ("V5__books", include_str!("../../migrations/postgres/V5__books.sql")),
     ("V6__billing", include_str!("../../migrations/postgres/V6__billing.sql")),
     ("V8__notifications", include_str!("../../migrations/postgres/V8__notifications.sql")),
+    ("V9__insight", include_str!("../../migrations/postgres/V9__insight.sql")),
     ("V11__topups", include_str!("../../migrations/postgres/V11__topups.sql")),
     ("V12__pages", include_str!("../../migrations/postgres/V12__pages.sql")),
 ];

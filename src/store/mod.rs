@@ -12,7 +12,9 @@ mod mend;
 mod migrations;
 pub mod notifications;
 pub mod postgres;
+pub mod questions;
 pub mod reopenings;
+pub mod reports;
 pub mod sessions;
 pub mod sqlite;
 pub mod upkeep;
@@ -34,6 +36,7 @@ use crate::usage::Usage;
 pub use books::Books;
 pub use letters::DeadLetters;
 pub use notifications::Notifications;
+pub use questions::Questions;
 pub use reopenings::Reopenings;
 pub use sessions::Sessions;
 pub use upkeep::{Retention, Upkeep};
@@ -267,6 +270,7 @@ pub trait Store:
     + Upkeep
     + Notifications
     + Sessions
+    + Questions
     + Send
     + Sync
     + 'static

@@ -36,6 +36,15 @@ pub struct Figures {
 
 impl Figures {
     fn add(&mut self, other: &Figures) {
+        self.combine(other, i64::saturating_add);
+    }
+
+    /// What is left without `part`.
+    pub fn take_away(&mut self, part: &Figures) {
+        self.combine(part, i64::saturating_sub);
+    }
+
+    fn combine(&mut self, other: &Figures, how: fn(i64, i64) -> i64) {
         let sums = [
             (&mut self.requests, other.requests),
             (&mut self.charged, other.charged),
@@ -47,7 +56,7 @@ impl Figures {
             (&mut self.server_errors, other.server_errors),
         ];
         for (sum, more) in sums {
-            *sum = sum.saturating_add(more);
+            *sum = how(*sum, more);
         }
     }
 }

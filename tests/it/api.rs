@@ -2,6 +2,7 @@
 
 mod credits;
 mod input;
+mod insight;
 mod model;
 mod openapi;
 mod operator;
@@ -50,6 +51,9 @@ on_every_ground! {
     credits::an_unfinished_hold_expires,
     credits::every_charge_leaves_a_usage_row,
     reports::usage_is_reported_by_what_is_asked,
+    insight::usage_reports_equal_the_raw_rows,
+    insight::revenue_reports_equal_the_raw_rows,
+    insight::the_audit_log_is_read_by_the_page,
     operator::users_are_made_with_their_plans_credits,
     operator::grants_are_live_when_the_answer_leaves_and_given_once,
     admission::a_revoked_key_is_refused_at_once_here_and_within_a_second_elsewhere,

@@ -8,6 +8,7 @@ mod copy;
 mod flush;
 mod identity;
 mod notifications;
+mod questions;
 mod reopenings;
 mod sessions;
 mod upkeep;

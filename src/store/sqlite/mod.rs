@@ -9,6 +9,7 @@ mod identity;
 mod journal;
 mod notifications;
 mod pack;
+mod questions;
 mod reopenings;
 mod sessions;
 mod threads;

@@ -66,6 +66,7 @@ pub(crate) fn settings() -> Config {
     let tight = Plan { requests_per_minute: 3, concurrency: 2, ..Plan::default() };
     config.plans.insert("tight".into(), tight);
     config.plans.insert("none".into(), Plan::default());
+    config.reports.heavy_messages_per_day = 1;
     config.cors.origins = vec!["https://app.example".into()];
     config
 }

@@ -170,6 +170,17 @@ impl Sessions for Faulty {
 }
 
 #[async_trait::async_trait]
+impl Questions for Faulty {
+    async fn ask(&self, asked: Vec<questions::Question>) -> StoreResult<Vec<Vec<questions::Row>>> {
+        self.inner.ask(asked).await
+    }
+
+    async fn execute(&self, statements: Vec<questions::Question>) -> StoreResult<Vec<u64>> {
+        self.inner.execute(statements).await
+    }
+}
+
+#[async_trait::async_trait]
 impl Upkeep for Faulty {
     async fn keep(&self, retention: Retention) -> StoreResult<upkeep::Pruned> {
         self.inner.keep(retention).await
