@@ -4,9 +4,9 @@
 //! Under `/admin/v1`: `users` (POST, GET), `users/{id}` (GET), `users/{id}/grants` (POST, GET), `users/{id}/keys` (POST,
 //! GET; DELETE `…/{key}`), `users/{id}/freeze` (POST, DELETE), `users/{id}/usage` (GET), and for service keys `keys`
 //! (POST, GET; DELETE `…/{key}`, which revokes any key), `usage` (GET); of billing `users/{id}/flag` (DELETE) and `events`
-//! `users/{id}/billing-link` (POST) makes a link to the billing page; `/console` is for people. (GET `events/{id}`, POST
-//! `events/{id}/replay`); `audit` (GET) and `audit/books` (GET; POST `…/repair`); `dead-letters`
-//! (GET); `reports/usage` and `reports/revenue` (GET).
+//! (GET `events/{id}`, POST `events/{id}/replay`); `audit` (GET) and `audit/books` (GET; POST `…/repair`); `dead-letters`
+//! (GET); `reports/usage` and `reports/revenue` (GET); `users/{id}/billing-link` (POST) makes a link to the billing page.
+//! `/console` is for people.
 //!
 //! A change is stored first and then pushed into the ledger; when the answer leaves, it is live. Where the ledger does not
 //! answer in time the change is stored all the same, the answer says `"pending": true`, and it is pushed until it is live.
