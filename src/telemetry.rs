@@ -62,6 +62,8 @@ pub struct Metrics {
     pub billing_attempts: IntCounterVec,
     /// `result`: ok, refused, failed.
     pub stripe_calls: IntCounterVec,
+    /// `result`: paid, declined, capped, void.
+    pub auto_topups: IntCounterVec,
     pub panics: IntCounter,
 }
 
@@ -137,6 +139,7 @@ impl Metrics {
                 &["result"],
             )?,
             stripe_calls: make.counters("faregate_stripe_calls_total", "Calls to Stripe", &["result"])?,
+            auto_topups: make.counters("faregate_auto_topups_total", "Packs bought by themselves", &["result"])?,
             panics: make.counter("faregate_panics_total", "Panics caught")?,
             registry,
         })

@@ -13,6 +13,7 @@ pub mod openapi;
 pub mod problem;
 pub(crate) mod reports;
 pub mod subscription;
+mod topup;
 pub mod types;
 pub mod usage;
 
@@ -104,6 +105,7 @@ fn routes(max_webhook: usize) -> Listed<Arc<Api>> {
         .route("/billing/portal", post(subscription::portal))
         .route("/billing/link", post(links::create))
         .route("/billing/subscription", get(subscription::show).post(subscription::change).delete(subscription::cancel))
+        .route("/billing/auto-topup", get(topup::show).put(topup::set).delete(topup::end))
         .route("/billing/history", get(subscription::history))
         .route("/billing/webhook", post(billing::webhook).layer(DefaultBodyLimit::max(max_webhook)))
 }

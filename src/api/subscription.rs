@@ -207,11 +207,11 @@ fn stripe_problem(error: &StripeError) -> Problem {
     }
 }
 
-fn billing(api: &Api) -> Result<&Arc<Billing>, Problem> {
+pub(super) fn billing(api: &Api) -> Result<&Arc<Billing>, Problem> {
     api.billing.as_ref().ok_or_else(|| Problem::unavailable("billing is not set up"))
 }
 
-fn name(text: String) -> Result<String, Problem> {
+pub(super) fn name(text: String) -> Result<String, Problem> {
     if text.is_empty() || text.len() > MAX_NAME_CHARS {
         Err(Problem::bad_request("there is no such plan or pack"))
     } else {

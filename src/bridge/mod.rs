@@ -11,6 +11,7 @@ pub mod push;
 pub mod redis;
 pub mod reopen;
 pub mod source;
+pub mod spenders;
 pub mod usage_sums;
 
 pub use crate::ledger::log::{Entries, EventLog, LogError};

@@ -182,7 +182,8 @@ impl Pusher {
         }
     }
 
-    async fn balance(&self, account: &AccountId) -> Result<Balance, PushError> {
+    /// The account as the ledger has it now, loaded where it must be.
+    pub async fn balance(&self, account: &AccountId) -> Result<Balance, PushError> {
         match self.ask(account, Act::Balance).await? {
             Answer::Balance(balance) => Ok(balance),
             Answer::NotLoaded => Err(PushError::UnknownAccount(account.clone())),

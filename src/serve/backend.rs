@@ -12,8 +12,11 @@ use super::stage::Stage;
 use crate::admin::{self, AdminParts};
 use crate::api::{self, ApiParts};
 use crate::billing::inbox::Inbox;
+use crate::billing::plans::Catalog;
 use crate::billing::reconcile::Reconciler;
+use crate::billing::topup::Buyer;
 use crate::billing::{Billing, BillingParts};
+use crate::bridge::spenders::{Spenders, Watched};
 use crate::bridge::{
     self, Auditor, EventLog, Pusher, RedisEvents, RedisShards, Shards, StoreEpochs, StoreSource, flush, fold,
 };
@@ -81,8 +84,15 @@ impl Backend {
         let BackendParts { config, store, admin_token, metrics, broken, role } = parts;
         let (sessions, flusher) = (Stage::new("ledger", &broken), Stage::new("flusher", &broken));
         let faces = Stage::new("control plane", &broken);
-        let opened =
-            Opening { config: &config, store: &store, metrics: &metrics, sessions: &sessions, flusher: &flusher };
+        let spenders = Arc::new(Spenders::default());
+        let opened = Opening {
+            config: &config,
+            store: &store,
+            metrics: &metrics,
+            sessions: &sessions,
+            flusher: &flusher,
+            spenders: &spenders,
+        };
         let (ledgers, shards) = opened.ledger().await?;
         let ledger = ledgers.connect(&sessions.tasks, sessions.stop.clone());
         let pusher = Pusher::new(store.clone(), ledger.clone(), metrics.clone());
@@ -92,7 +102,7 @@ impl Backend {
         faces.spawn("upkeep", keep(store.clone(), Retention::of(&config.store), faces.stop.clone()));
         faces.spawn("usage sums", bridge::usage_sums::run(store.clone(), faces.stop.clone()));
         let billing = match role {
-            Role::Gateway => open_billing(&config, &store, &pusher, &metrics, &faces),
+            Role::Gateway => open_billing(&config, &store, &pusher, &spenders, &metrics, &faces),
             Role::Command => None,
         };
         let users_api = api::router(ApiParts {
@@ -172,6 +182,7 @@ struct Opening<'a> {
     metrics: &'a Metrics,
     sessions: &'a Stage,
     flusher: &'a Stage,
+    spenders: &'a Arc<Spenders>,
 }
 
 impl Opening<'_> {
@@ -198,6 +209,7 @@ impl Opening<'_> {
     fn flush(&self, log: impl EventLog) {
         let (config, store, metrics) = (self.config.clone(), self.store.clone(), self.metrics.clone());
         let stop = self.flusher.stop.clone();
+        let log = Watched { log, spenders: self.spenders.clone() };
         self.flusher
             .spawn("flusher", async move { bridge::flush::run(log, store, &config.store, metrics, stop).await });
     }
@@ -208,6 +220,7 @@ fn open_billing(
     config: &Arc<Config>,
     store: &SharedStore,
     pusher: &Arc<Pusher>,
+    spenders: &Arc<Spenders>,
     metrics: &Metrics,
     faces: &Stage,
 ) -> Option<Arc<Billing>> {
@@ -215,6 +228,7 @@ fn open_billing(
         config: config.clone(),
         store: store.clone(),
         pusher: pusher.clone(),
+        spenders: spenders.clone(),
         metrics: metrics.clone(),
         tasks: faces.tasks.clone(),
         stop: faces.stop.clone(),
@@ -235,6 +249,16 @@ fn open_billing(
         interval_us: config.stripe.reconcile_interval_ms.saturating_mul(1_000),
     });
     faces.spawn("billing reconciliation", reconciler.run(faces.stop.clone()));
+    let buyer = Arc::new(Buyer {
+        store: store.clone(),
+        pusher: pusher.clone(),
+        client: billing.client.clone(),
+        processor: billing.processor.clone(),
+        catalog: Catalog::new(config.clone()),
+        spenders: spenders.clone(),
+        metrics: metrics.clone(),
+    });
+    faces.spawn("automatic top-ups", buyer.run(faces.stop.clone()));
     Some(billing)
 }
 

@@ -255,6 +255,8 @@ pub enum Effect {
         data: serde_json::Value,
         dedupe_key: String,
     },
+    /// An automatic top-up was paid.
+    TopupPaid(Uuid),
     /// For the audit log.
     Note {
         action: &'static str,

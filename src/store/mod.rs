@@ -17,6 +17,7 @@ pub mod reopenings;
 pub mod reports;
 pub mod sessions;
 pub mod sqlite;
+pub mod topups;
 pub mod upkeep;
 pub mod usage_sums;
 
@@ -266,6 +267,7 @@ pub trait Store:
     + UsageSums
     + Reopenings
     + billing::BillingStore
+    + topups::Topups
     + DeadLetters
     + Upkeep
     + Notifications

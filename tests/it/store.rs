@@ -167,6 +167,7 @@ mod usage_sums;
 mod handover;
 mod reopenings;
 mod sessions;
+mod topups;
 mod upkeep;
 
 suite!(

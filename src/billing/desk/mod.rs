@@ -4,6 +4,7 @@
 mod checkout;
 mod history;
 mod subscription;
+mod topup;
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use sha2::{Digest, Sha256};
 pub use self::checkout::{Order, Page, Portal, What};
 pub use self::history::{HistoryPage, Paid};
 pub use self::subscription::{Change, Preview, When};
+pub use self::topup::{AutoStanding, Wanted};
 use super::lifecycle::facts::Failure;
 use super::lifecycle::{current, is_live};
 use super::plans::Catalog;
@@ -19,6 +21,7 @@ use super::process::Processor;
 use super::stripe::form::Form;
 use super::stripe::objects::Customer;
 use super::stripe::{Client, StripeError};
+use crate::bridge::spenders::Spenders;
 use crate::config::Config;
 use crate::ledger::AccountId;
 use crate::store::billing::{BillingAccount, Decision, Effect, SubscriptionRow};
@@ -64,12 +67,20 @@ pub struct Desk {
     pub(super) catalog: Catalog,
     pub(super) processor: Arc<Processor>,
     pub(super) return_url: String,
+    /// Told to listen when somebody asks for automatic top-ups.
+    pub(super) spenders: Arc<Spenders>,
 }
 
 impl Desk {
-    pub fn new(config: &Arc<Config>, store: SharedStore, client: Arc<Client>, processor: Arc<Processor>) -> Desk {
+    pub fn new(
+        config: &Arc<Config>,
+        store: SharedStore,
+        client: Arc<Client>,
+        processor: Arc<Processor>,
+        spenders: Arc<Spenders>,
+    ) -> Desk {
         let catalog = Catalog::new(config.clone());
-        Desk { store, client, catalog, processor, return_url: config.stripe.return_url.clone() }
+        Desk { store, client, catalog, processor, return_url: config.stripe.return_url.clone(), spenders }
     }
 
     /// Sends a change under the key that is stored for it. `scope` names what is changed, and is the same whenever the

@@ -181,6 +181,7 @@ impl<'a> Draft<'a> {
                     | Effect::Checkout { .. }
                     | Effect::Customer(_)
                     | Effect::Notify { .. }
+                    | Effect::TopupPaid(_)
                     | Effect::Note { .. }
             )
         };

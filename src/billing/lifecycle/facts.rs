@@ -4,8 +4,9 @@ use crate::billing::stripe::StripeError;
 use crate::billing::stripe::fetch::Fetch;
 use crate::billing::stripe::objects::{CheckoutSession, Dispute, Invoice, PaymentIntent, Subscription};
 use crate::ledger::AccountId;
-use crate::store::StoreError;
-use crate::store::billing::{BillingStore, Checkout};
+use crate::store::billing::Checkout;
+use crate::store::topups::Topup;
+use crate::store::{Store, StoreError};
 
 use super::route::Target;
 
@@ -27,8 +28,32 @@ pub struct Facts {
 pub struct Payment {
     pub intent: PaymentIntent,
     pub disputes: Vec<Dispute>,
-    /// What was to be paid, where it came of a checkout of ours.
-    pub expected: Option<Checkout>,
+    /// What was to be paid, where it came of a checkout or an automatic top-up of ours.
+    pub expected: Option<Expected>,
+}
+
+/// What was to be paid when it was begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    pub user: AccountId,
+    pub price: String,
+    pub currency: String,
+    /// In the currency's smallest unit.
+    pub amount: i64,
+}
+
+impl From<Checkout> for Expected {
+    fn from(checkout: Checkout) -> Expected {
+        let Checkout { user, price, currency, amount, .. } = checkout;
+        Expected { user, price, currency, amount }
+    }
+}
+
+impl From<Topup> for Expected {
+    fn from(topup: Topup) -> Expected {
+        let Topup { user, price, currency, amount, .. } = topup;
+        Expected { user, price, currency, amount }
+    }
 }
 
 /// Why nothing could be decided.
@@ -72,7 +97,7 @@ impl Facts {
 }
 
 /// Reads the target and what belongs to it.
-pub async fn gather(fetch: &dyn Fetch, store: &dyn BillingStore, target: &Target) -> Result<Facts, Failure> {
+pub async fn gather(fetch: &dyn Fetch, store: &dyn Store, target: &Target) -> Result<Facts, Failure> {
     let mut gathering = Gathering { fetch, store, facts: Facts::default() };
     match target {
         Target::Checkout(id) => gathering.checkout(id).await?,
@@ -106,7 +131,7 @@ pub async fn gather(fetch: &dyn Fetch, store: &dyn BillingStore, target: &Target
 
 struct Gathering<'a> {
     fetch: &'a dyn Fetch,
-    store: &'a dyn BillingStore,
+    store: &'a dyn Store,
     facts: Facts,
 }
 
@@ -171,14 +196,16 @@ impl Gathering<'_> {
         let disputed = intent.latest_charge.as_ref().is_some_and(|charge| charge.disputed);
         let disputes = if disputed { self.fetch.disputes_of(&intent.id).await? } else { Vec::new() };
         let mut expected = None;
-        if intent.metadata.kind.as_deref() == Some("pack") {
+        if let Some(topup) = intent.metadata.topup.as_deref().and_then(|id| id.parse().ok()) {
+            expected = self.store.topup(topup).await?.map(Expected::from);
+        } else if intent.metadata.kind.as_deref() == Some("pack") {
             let known = self.facts.checkouts.iter().find(|session| session.payment_intent.as_ref() == Some(&intent.id));
             let session = match known {
                 Some(session) => Some(session.id.clone()),
                 None => self.fetch.checkout_of(&intent.id).await?.map(|session| session.id),
             };
             if let Some(session) = session {
-                expected = self.store.checkout_of_session(&session).await?;
+                expected = self.store.checkout_of_session(&session).await?.map(Expected::from);
             }
         }
         Ok(Payment { intent, disputes, expected })
@@ -209,12 +236,7 @@ impl Gathering<'_> {
 }
 
 /// Everything of a customer from `since` (Unix seconds) on: for the comparison with Stripe.
-pub async fn gather_all(
-    fetch: &dyn Fetch,
-    store: &dyn BillingStore,
-    customer: &str,
-    since: i64,
-) -> Result<Facts, Failure> {
+pub async fn gather_all(fetch: &dyn Fetch, store: &dyn Store, customer: &str, since: i64) -> Result<Facts, Failure> {
     let mut gathering = Gathering { fetch, store, facts: Facts::default() };
     gathering.facts.customer = Some(customer.to_owned());
     gathering.facts.subscriptions = fetch.subscriptions_of(customer).await?;

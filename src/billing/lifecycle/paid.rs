@@ -5,7 +5,7 @@ use super::facts::{Failure, Payment};
 use crate::billing::stripe::objects::{Invoice, Line, Subscription, micros};
 use crate::credits::Credits;
 use crate::ledger::Micros;
-use crate::store::billing::{GrantUse, Purchase, PurchaseKind};
+use crate::store::billing::{Effect, GrantUse, Purchase, PurchaseKind};
 
 /// What the lines of an invoice bring.
 #[derive(Default)]
@@ -226,6 +226,9 @@ impl Draft<'_> {
             period_end: (days > 0).then(|| created_at + days * DAY_US),
             created_at,
         };
+        if let Some(topup) = intent.metadata.topup.as_deref().and_then(|id| id.parse().ok()) {
+            self.push(Effect::TopupPaid(topup));
+        }
         self.buy(purchase);
         Ok(())
     }

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::form::{Form, escape};
 use super::objects::{
     Charge, CheckoutSession, Customer, Dispute, EarlyFraudWarning, Invoice, InvoicePayment, Line, List, PaymentIntent,
-    Price, RawEvent, Refund, Subscription,
+    PaymentMethod, Price, RawEvent, Refund, Subscription,
 };
 use super::{Client, StripeError};
 
@@ -120,6 +120,17 @@ impl Fetch for Client {
 impl Client {
     pub async fn customer(&self, id: &str) -> Result<Customer, StripeError> {
         self.get(&path("customers", id), &Form::new()).await
+    }
+
+    /// What a customer's payments without the customer go to: their default, else the card attached last.
+    pub async fn payment_method_of(&self, customer: &str) -> Result<Option<String>, StripeError> {
+        let found = self.customer(customer).await?;
+        if let Some(method) = found.invoice_settings.default_payment_method {
+            return Ok(Some(method));
+        }
+        let of = Form::new().with("customer", customer).with("type", "card").with("limit", 1);
+        let methods: List<PaymentMethod> = self.get("/v1/payment_methods", &of).await?;
+        Ok(methods.data.into_iter().next().map(|method| method.id))
     }
 
     pub async fn price(&self, id: &str) -> Result<Price, StripeError> {

@@ -47,6 +47,9 @@ pub struct Metadata {
     pub name: Option<String>,
     #[serde(default, rename = "faregate_price")]
     pub price: Option<String>,
+    /// The purchase that was made by itself.
+    #[serde(default, rename = "faregate_topup")]
+    pub topup: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -56,6 +59,26 @@ pub struct Customer {
     pub deleted: bool,
     #[serde(default)]
     pub metadata: Metadata,
+    #[serde(default)]
+    pub invoice_settings: InvoiceSettings,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct InvoiceSettings {
+    #[serde(default, deserialize_with = "id")]
+    pub default_payment_method: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct PaymentMethod {
+    pub id: String,
+}
+
+/// Why a payment was declined.
+#[derive(Debug, Clone, Deserialize)]
+pub struct LastError {
+    #[serde(default)]
+    pub code: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -273,6 +296,8 @@ pub struct PaymentIntent {
     pub customer: Option<String>,
     #[serde(default)]
     pub latest_charge: Option<Charge>,
+    #[serde(default)]
+    pub last_payment_error: Option<LastError>,
     #[serde(default)]
     pub metadata: Metadata,
 }

@@ -11,6 +11,7 @@ mod notifications;
 mod questions;
 mod reopenings;
 mod sessions;
+mod topups;
 mod upkeep;
 mod usage;
 mod usage_sums;

@@ -13,6 +13,7 @@ mod questions;
 mod reopenings;
 mod sessions;
 mod threads;
+mod topups;
 mod upkeep;
 mod usage_sums;
 

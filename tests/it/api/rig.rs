@@ -153,6 +153,7 @@ impl Ground {
             config: self.config.clone(),
             store: store.clone(),
             pusher: pusher.clone(),
+            spenders: Default::default(),
             metrics: metrics.clone(),
             tasks: self.tasks.clone(),
             stop: self.stop.clone(),

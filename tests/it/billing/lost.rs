@@ -47,7 +47,13 @@ async fn what_no_webhook_told_is_found() {
     let client = Client::new(&config.stripe, Metrics::new().unwrap(), tasks, stop.clone()).map(Arc::new).unwrap();
     let processor = Processor::new(store.clone(), client.clone(), Catalog::new(config.clone()), None, now);
     let processor = Arc::new(processor);
-    let desk = faregate::billing::desk::Desk::new(&config, store.clone(), client.clone(), processor.clone());
+    let desk = faregate::billing::desk::Desk::new(
+        &config,
+        store.clone(),
+        client.clone(),
+        processor.clone(),
+        Default::default(),
+    );
     let order = faregate::billing::desk::Order {
         what: faregate::billing::desk::What::Plan { name: "pro".into(), interval: faregate::config::Interval::Month },
         currency: None,

@@ -2,6 +2,7 @@
 
 mod lost;
 mod money;
+mod topups;
 mod webhooks;
 
 use std::time::Duration;
@@ -11,7 +12,7 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::support::http::request;
-use crate::support::{Answer, Faregate, Options, Stripe, eventually};
+use crate::support::{Answer, Faregate, Options, Postgres, Redis, Stripe, eventually};
 
 const SECRET: &str = "whsec_test";
 const SOON: Duration = Duration::from_secs(20);
@@ -51,11 +52,24 @@ webhook_secrets = ["whsec_test", "whsec_next"]
 struct Shop {
     stripe: Stripe,
     faregate: Faregate,
+    /// Other replicas over the same Postgres and Redis.
+    others: Vec<Faregate>,
+    /// `None`: SQLite and the embedded ledger.
+    servers: Option<(Postgres, Redis)>,
     key: String,
 }
 
 impl Shop {
     fn start() -> Shop {
+        Shop::start_with(None, 1)
+    }
+
+    /// Over Postgres and Redis, with so many replicas; the first one takes the webhooks.
+    fn replicated(replicas: usize) -> Shop {
+        Shop::start_with(Some((Postgres::start(), Redis::start())), replicas)
+    }
+
+    fn start_with(servers: Option<(Postgres, Redis)>, replicas: usize) -> Shop {
         let stripe = Stripe::start();
         for (id, amount, interval) in
             [("price_basic", 1_000, "month"), ("price_pro", 2_000, "month"), ("price_small", 500, "")]
@@ -70,19 +84,32 @@ impl Shop {
             });
         }
         let options = Options::new().config(CONFIG).env("FAREGATE_STRIPE_API_BASE", stripe.url());
-        let faregate = Faregate::start(options);
+        let options = match &servers {
+            None => options,
+            // The demo's upstream is for an empty store only; nobody calls this one.
+            Some((postgres, redis)) => options.store(postgres.url()).ledger(redis.url()).upstream("http://127.0.0.1:9"),
+        };
+        let faregate = Faregate::start(options.clone());
+        let others = (1..replicas).map(|_| Faregate::start(options.clone())).collect();
         stripe.endpoint(&faregate.url("/api/billing/webhook"), &[SECRET]);
-        Shop { stripe, faregate, key: String::new() }
+        Shop { stripe, faregate, others, servers, key: String::new() }
     }
 
     /// With a user `ann` on no credits of her own.
     async fn open() -> Shop {
-        let mut shop = Shop::start();
-        let made = shop.admin(Method::POST, "/admin/v1/users", Some(json!({"id": "ann"}))).await;
+        Shop::start().with_ann().await
+    }
+
+    async fn open_replicated(replicas: usize) -> Shop {
+        tokio::task::block_in_place(|| Shop::replicated(replicas)).with_ann().await
+    }
+
+    async fn with_ann(mut self) -> Shop {
+        let made = self.admin(Method::POST, "/admin/v1/users", Some(json!({"id": "ann"}))).await;
         assert_eq!(made.status, StatusCode::CREATED, "{}", made.text());
-        let key = shop.admin(Method::POST, "/admin/v1/users/ann/keys", Some(json!({"name": "test"}))).await.json();
-        shop.key = key["key"].as_str().unwrap().to_owned();
-        shop
+        let key = self.admin(Method::POST, "/admin/v1/users/ann/keys", Some(json!({"name": "test"}))).await.json();
+        self.key = key["key"].as_str().unwrap().to_owned();
+        self
     }
 
     async fn admin(&self, method: Method, path: &str, body: Option<Value>) -> Answer {

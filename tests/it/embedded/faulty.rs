@@ -8,6 +8,7 @@ use faregate::store::billing::*;
 use faregate::store::notifications::{Delivered, Delivery, Marked, Notice, NotificationRow};
 use faregate::store::reopenings::{SessionNumber, Standing};
 use faregate::store::sessions::{SecretHash, Session};
+use faregate::store::topups::{AutoTopup, Begun, Topup, TopupEnd, TopupTerms, Topups};
 use faregate::store::*;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -516,5 +517,60 @@ impl BillingStore for Faulty {
 
     async fn finish_reconciliation(&self, until: Micros) -> StoreResult<()> {
         self.inner.finish_reconciliation(until).await
+    }
+}
+
+#[async_trait::async_trait]
+impl Topups for Faulty {
+    async fn set_auto_topup(&self, terms: TopupTerms) -> StoreResult<AutoTopup> {
+        self.inner.set_auto_topup(terms).await
+    }
+
+    async fn end_auto_topup(&self, user: &AccountId) -> StoreResult<()> {
+        self.inner.end_auto_topup(user).await
+    }
+
+    async fn auto_topup(&self, user: &AccountId) -> StoreResult<Option<AutoTopup>> {
+        self.inner.auto_topup(user).await
+    }
+
+    async fn topup(&self, id: Uuid) -> StoreResult<Option<Topup>> {
+        self.inner.topup(id).await
+    }
+
+    async fn any_auto_topup(&self) -> StoreResult<bool> {
+        self.inner.any_auto_topup().await
+    }
+
+    async fn topped_up(&self, user: &AccountId, currency: &str, since: Micros) -> StoreResult<i64> {
+        self.inner.topped_up(user, currency, since).await
+    }
+
+    async fn topup_wanted(&self, among: &[AccountId]) -> StoreResult<Vec<AccountId>> {
+        self.inner.topup_wanted(among).await
+    }
+
+    async fn topup_short(&self, limit: u32) -> StoreResult<Vec<AccountId>> {
+        self.inner.topup_short(limit).await
+    }
+
+    async fn begin_topup(&self, topup: Topup, month: (Micros, Micros), look_us: u64) -> StoreResult<Begun> {
+        self.inner.begin_topup(topup, month, look_us).await
+    }
+
+    async fn set_topup_method(&self, id: Uuid, method: &str) -> StoreResult<String> {
+        self.inner.set_topup_method(id, method).await
+    }
+
+    async fn end_topup(&self, topup: &Topup, end: TopupEnd) -> StoreResult<()> {
+        self.inner.end_topup(topup, end).await
+    }
+
+    async fn claim_topups(&self, limit: u32, look_us: u64) -> StoreResult<Vec<Topup>> {
+        self.inner.claim_topups(limit, look_us).await
+    }
+
+    async fn look_at_topup(&self, id: Uuid, at: Micros) -> StoreResult<()> {
+        self.inner.look_at_topup(id, at).await
     }
 }

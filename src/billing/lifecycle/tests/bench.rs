@@ -166,7 +166,7 @@ impl Bench {
             Effect::Flagged(flagged) => self.account.flagged = flagged,
             Effect::Due(due) => self.account.due_at = due,
             Effect::Customer(customer) => self.account.customer = Some(customer),
-            Effect::Checkout { .. } | Effect::Notify { .. } | Effect::Note { .. } => {}
+            Effect::Checkout { .. } | Effect::Notify { .. } | Effect::TopupPaid(_) | Effect::Note { .. } => {}
         }
     }
 
@@ -340,6 +340,7 @@ pub(super) fn payment(id: &str, amount: i64, refunded: i64) -> Payment {
         created: BEGIN,
         customer: Some("cus_1".into()),
         latest_charge: Some(charge),
+        last_payment_error: None,
         metadata: Metadata::default(),
     };
     Payment { intent, disputes: Vec::new(), expected: None }
@@ -349,7 +350,7 @@ pub(super) fn pack(id: &str, amount: i64) -> Payment {
     let mut payment = payment(id, amount, 0);
     let text = |text: &str| Some(text.to_owned());
     payment.intent.metadata =
-        Metadata { user: text("ann"), kind: text("pack"), name: text("small"), price: text("small_usd") };
+        Metadata { user: text("ann"), kind: text("pack"), name: text("small"), price: text("small_usd"), topup: None };
     payment
 }
 

@@ -11,10 +11,12 @@ use super::super::super::billing::{
 };
 use super::super::super::common::{self, int, uint};
 use super::super::super::{ChangeRow, StoreError, StoreResult};
-use super::super::{Values, accounts, execute, failed, identity, micros, notifications, query, query_opt, time};
+use super::super::{
+    Values, accounts, execute, failed, identity, micros, notifications, query, query_opt, time, topups,
+};
 use crate::ledger::{AccountId, GrantId, Micros};
 
-pub(super) async fn begin<C: GenericClient>(client: &C, user: &AccountId) -> StoreResult<()> {
+pub(in super::super) async fn begin<C: GenericClient>(client: &C, user: &AccountId) -> StoreResult<()> {
     let insert = "INSERT INTO billing_accounts (user_id) SELECT id FROM users WHERE id = $1
         ON CONFLICT (user_id) DO NOTHING";
     execute(client, insert, &[&user.as_str()]).await.map(drop)
@@ -204,6 +206,7 @@ async fn write(tx: &Transaction<'_>, decision: &Decision, effect: &Effect) -> St
         Effect::Notify { kind, data, dedupe_key } => {
             notifications::add(tx, &decision.notice(*kind, data, dedupe_key)).await?;
         }
+        Effect::TopupPaid(id) => topups::paid(tx, *id).await?,
         Effect::Note { action, detail } => {
             identity::audit(tx, &decision.actor, action, Some(&decision.user), detail).await?;
         }

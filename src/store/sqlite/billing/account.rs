@@ -8,10 +8,10 @@ use super::super::super::billing::{
 };
 use super::super::super::common::{self, int, uint};
 use super::super::super::{ChangeRow, StoreError, StoreResult};
-use super::super::{accounts, failed, identity, notifications};
+use super::super::{accounts, failed, identity, notifications, topups};
 use crate::ledger::{AccountId, GrantId, Micros};
 
-pub(super) fn begin(tx: &Transaction<'_>, user: &AccountId) -> StoreResult<()> {
+pub(in super::super) fn begin(tx: &Transaction<'_>, user: &AccountId) -> StoreResult<()> {
     if accounts::user(tx, user)?.is_none() {
         return Err(StoreError::NotFound("the user"));
     }
@@ -207,6 +207,7 @@ fn write(tx: &Transaction<'_>, decision: &Decision, effect: &Effect) -> StoreRes
         Effect::Notify { kind, data, dedupe_key } => {
             notifications::add(tx, &decision.notice(*kind, data, dedupe_key))?;
         }
+        Effect::TopupPaid(id) => topups::paid(tx, *id)?,
         Effect::Note { action, detail } => {
             identity::audit(tx, &decision.actor, action, Some(&decision.user), detail)?;
         }

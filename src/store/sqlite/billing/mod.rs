@@ -1,6 +1,6 @@
 //! What users bought.
 
-mod account;
+pub(super) mod account;
 mod events;
 
 use async_trait::async_trait;
