@@ -32,7 +32,7 @@ export class Browser {
   }
 
   /** A browser of its own. `strict`: nothing may fail; otherwise the test makes things fail itself. */
-  async visit({ strict = true, locale = "en-US" } = {}) {
+  async visit({ strict = true, locale = "en-US", ours = () => true } = {}) {
     const context = await this.#browser.newContext({ ...LOOKS[0], locale, reducedMotion: "reduce" });
     await context.addInitScript(AXE);
     const page = await context.newPage();
@@ -40,10 +40,10 @@ export class Browser {
     page.on("pageerror", (error) => this.problems.push(`error on ${page.url()}: ${error}`));
     if (strict) {
       page.on("console", (message) => {
-        if (["error", "warning"].includes(message.type())) this.problems.push(`console on ${page.url()}: ${message.text()}`);
+        if (["error", "warning"].includes(message.type()) && ours(message.location().url)) this.problems.push(`console on ${page.url()}: ${message.text()}`);
       });
       page.on("response", (response) => {
-        if (response.status() >= 400) this.problems.push(`${response.status()} for ${response.url()}`);
+        if (response.status() >= 400 && ours(response.url())) this.problems.push(`${response.status()} for ${response.url()}`);
       });
       page.on("requestfailed", (request) => {
         // Ended by us: a page that is left ends its event stream, and what it was asking.

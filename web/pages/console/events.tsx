@@ -120,7 +120,7 @@ function OneEvent({ id, onBack }: { id: string; onBack: () => void }) {
                 {done && <span role="status">It is processed anew; what it had done is not done twice.</span>}
               </div>
               <Refusal error={replay.error} />
-              <pre className="code" tabIndex={0} role="region" aria-label="The event as it came">
+              <pre className="code" tabIndex={0} role="group" aria-label="The event as it came">
                 {JSON.stringify(event.payload, null, 2)}
               </pre>
             </>

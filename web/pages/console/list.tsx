@@ -39,7 +39,7 @@ export function Listing<T>({
           <p className="fg-empty">{empty}</p>
         ) : (
           <>
-            <div className="fg-scroll" role="region" aria-label={label} tabIndex={0}>
+            <div className="fg-scroll" role="group" aria-label={label} tabIndex={0}>
               <table className="fg-table">
                 <thead>
                   <tr>

@@ -7,6 +7,8 @@ type Row = Record<string, unknown>;
 
 /** What is not worth a place in a table. */
 const HIDDEN = new Set(["id"]);
+/** Longer texts take several lines. */
+const LONG = 40;
 
 /** Rows of whatever fields they have. */
 function Rows({ path, empty, label }: { path: string; empty: string; label: string }) {
@@ -19,7 +21,7 @@ function Rows({ path, empty, label }: { path: string; empty: string; label: stri
         if (data.length === 0) return <p className="fg-empty">{empty}</p>;
         return (
           <>
-            <div className="fg-scroll" role="region" aria-label={label} tabIndex={0}>
+            <div className="fg-scroll" role="group" aria-label={label} tabIndex={0}>
               <table className="fg-table">
                 <thead>
                   <tr>
@@ -34,7 +36,9 @@ function Rows({ path, empty, label }: { path: string; empty: string; label: stri
                   {data.map((row, index) => (
                     <tr key={String(row["id"] ?? index)}>
                       {head.map((name) => (
-                        <td key={name}>{cell(row[name], locale)}</td>
+                        <td key={name} className={cell(row[name], locale).length > LONG ? "fg-wrap" : undefined}>
+                          {cell(row[name], locale)}
+                        </td>
                       ))}
                     </tr>
                   ))}

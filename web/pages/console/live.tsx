@@ -122,7 +122,7 @@ function Outcomes({ metrics }: { metrics: Metrics }) {
       {samples.length === 0 ? (
         <p className="fg-empty">No requests yet.</p>
       ) : (
-        <div className="fg-scroll" role="region" aria-label="Requests by route and outcome" tabIndex={0}>
+        <div className="fg-scroll" role="group" aria-label="Requests by route and outcome" tabIndex={0}>
           <table className="fg-table">
             <thead>
               <tr>

@@ -209,7 +209,7 @@ function Facts({ facts }: { facts: [string, string][] }) {
 function Table({ label, head, rows }: { label: string; head: string[]; rows: ReactNode[][] }) {
   if (rows.length === 0) return null;
   return (
-    <div className="fg-scroll" role="region" aria-label={label} tabIndex={0}>
+    <div className="fg-scroll" role="group" aria-label={label} tabIndex={0}>
       <table className="fg-table">
         <thead>
           <tr>

@@ -289,7 +289,7 @@ function Grants({ grants }: { grants: Grant[] }) {
   const { locale } = useFaregate();
   if (grants.length === 0) return <p className="fg-empty">No grants.</p>;
   return (
-    <div className="fg-scroll" role="region" aria-label="Grants" tabIndex={0}>
+    <div className="fg-scroll" role="group" aria-label="Grants" tabIndex={0}>
       <table className="fg-table">
         <thead>
           <tr>
@@ -315,7 +315,7 @@ function Grants({ grants }: { grants: Grant[] }) {
               <td className="fg-number">{formatCredits(grant.amount, locale)}</td>
               <td className="fg-number">{formatCredits(grant.remaining, locale)}</td>
               <td>{grant.expires_at === null ? "never" : formatDate(grant.expires_at, locale)}</td>
-              <td>{grant.note ?? "–"}</td>
+              <td className="fg-wrap">{grant.note ?? "–"}</td>
             </tr>
           ))}
         </tbody>

@@ -175,14 +175,24 @@ export class FaregateStore {
     if (this.#unfollow === undefined) return;
     if (live) {
       // What happened in between, and is in no event.
-      if (this.#live === "polling") this.refresh("credits");
+      if (this.#live === "polling") void this.#catchUp();
       this.#stopPolling();
       this.#setLive("live");
       return;
     }
     this.#setLive("polling");
-    this.#poll ??= setInterval(() => this.refresh("credits"), POLL_MS);
+    this.#poll ??= setInterval(() => void this.#catchUp(), POLL_MS);
   };
+
+  /** Asks for the balance; more of it than before has come from somewhere. */
+  async #catchUp(): Promise<void> {
+    const credits = this.credits();
+    const before = credits.snapshot().data?.available ?? Infinity;
+    await credits.reload();
+    if ((credits.snapshot().data?.available ?? 0) <= before) return;
+    this.refresh("subscription");
+    this.refresh("history");
+  }
 
   #stopPolling(): void {
     clearInterval(this.#poll);

@@ -1,6 +1,6 @@
 "use client";
 
-import { useId, useState } from "react";
+import { useEffect, useId, useRef, useState } from "react";
 
 export interface Bar {
   /** Unique among the bars. */
@@ -19,11 +19,14 @@ export interface BarChartProps {
   axis: (value: number) => string;
 }
 
+/** Until the place is measured, as on a server. */
 const WIDTH = 640;
 const HEIGHT = 200;
 const LEFT = 44;
 const BOTTOM = 22;
 const TOP = 10;
+/** What a label takes. */
+const LABEL = 72;
 
 /** The smallest of 1, 2, 2.5 and 5 times a power of ten that is at least `value`. */
 export function niceCeiling(value: number): number {
@@ -37,16 +40,27 @@ export function niceCeiling(value: number): number {
 export function BarChart({ bars, label, axis }: BarChartProps) {
   const [shown, show] = useState<number>();
   const id = useId();
+  const place = useRef<HTMLDivElement>(null);
+  const [width, setWidth] = useState(WIDTH);
+  // Drawn as wide as the place is, so that its letters are as large as all others.
+  useEffect(() => {
+    const element = place.current;
+    if (element === null || typeof ResizeObserver === "undefined") return;
+    const observer = new ResizeObserver(([entry]) => entry && setWidth(Math.max(160, Math.round(entry.contentRect.width))));
+    observer.observe(element);
+    return () => observer.disconnect();
+  }, []);
   const top = niceCeiling(Math.max(0, ...bars.map((bar) => bar.value)));
-  const step = (WIDTH - LEFT) / Math.max(1, bars.length);
+  const step = (width - LEFT) / Math.max(1, bars.length);
   const y = (value: number) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / top);
-  const every = Math.max(1, Math.ceil(bars.length / 8));
+  const every = Math.max(1, Math.ceil((bars.length * LABEL) / (width - LEFT)));
   const current = shown === undefined ? undefined : bars[shown];
   const move = (by: number) => show(Math.min(bars.length - 1, Math.max(0, (shown ?? (by > 0 ? -1 : bars.length)) + by)));
   return (
-    <div className="fg-chart">
+    <div className="fg-chart" ref={place}>
       <svg
-        viewBox={`0 0 ${WIDTH} ${HEIGHT}`}
+        height={HEIGHT}
+        viewBox={`0 0 ${width} ${HEIGHT}`}
         role="img"
         aria-label={label}
         aria-describedby={id}
@@ -62,7 +76,7 @@ export function BarChart({ bars, label, axis }: BarChartProps) {
       >
         {[0, 0.5, 1].map((part) => (
           <g key={part} className="fg-chart-grid">
-            <line x1={LEFT} x2={WIDTH} y1={y(top * part)} y2={y(top * part)} />
+            <line x1={LEFT} x2={width} y1={y(top * part)} y2={y(top * part)} />
             <text x={LEFT - 6} y={y(top * part) + 4} textAnchor="end">
               {axis(top * part)}
             </text>

@@ -23,10 +23,20 @@ export function PlanSelector({ packs = true, onOpen }: PlanSelectorProps) {
   const [chosen, choose] = useState<Interval>();
   const live = standing.data?.subscription ?? undefined;
   const current = live && isLive(live) ? live : undefined;
+  if (query.data === undefined) {
+    return (
+      <Section title={texts.plans} className="fg-plans" busy={query.status === "loading"}>
+        <Answer query={query} rows={6}>
+          {() => null}
+        </Answer>
+      </Section>
+    );
+  }
   return (
-    <Answer query={query} rows={6}>
+    <Answer query={query}>
       {(offers) => {
-        const sold = offers.plans.filter((plan) => plan.prices.length > 0 || plan.name === standing.data?.plan);
+        const mine = standing.data?.plan;
+        const sold = offers.plans.filter((plan) => plan.prices.length > 0 || plan.name === mine).sort(byPrice);
         const intervals = intervalsOf(sold);
         const interval = chosen ?? current?.interval ?? intervals[0] ?? "month";
         return (
@@ -71,6 +81,13 @@ export function PlanSelector({ packs = true, onOpen }: PlanSelectorProps) {
 
 export function isLive(subscription: Subscription): boolean {
   return !["canceled", "incomplete_expired", "incomplete"].includes(subscription.status);
+}
+
+/** The cheapest first, by the month. */
+function byPrice(one: Plan, two: Plan): number {
+  const monthly = ({ prices }: Plan) => Math.min(...prices.map((price) => price.amount / (price.interval === "year" ? 12 : 1)));
+  const price = (plan: Plan) => (plan.prices.length === 0 ? 0 : monthly(plan));
+  return price(one) - price(two);
 }
 
 function intervalsOf(plans: Plan[]): Interval[] {

@@ -17,7 +17,8 @@ export interface StripeCheckoutProps extends CheckoutOrder {
 /** A button that opens Stripe's page for a plan or a pack. Card data never touches this page. */
 export function StripeCheckout({ plan, pack, interval, currency, children, onOpen, primary = true }: StripeCheckoutProps) {
   const { checkout } = useSubscriptionActions();
-  const { texts } = useFaregate();
+  const { texts, store } = useFaregate();
+  const credits = store.credits();
   const action = useAction();
   const [leaving, leave] = useState(false);
   const open = () =>
@@ -30,6 +31,7 @@ export function StripeCheckout({ plan, pack, interval, currency, children, onOpe
       const page = await checkout(order);
       if (onOpen !== undefined) return onOpen(page);
       leave(true);
+      remember(credits.snapshot().data?.available);
       window.location.assign(page.url);
     });
   const busy = action.busy || leaving;
@@ -52,6 +54,26 @@ export function StripeCheckout({ plan, pack, interval, currency, children, onOpe
       {action.error !== undefined && <Failure error={action.error} />}
     </div>
   );
+}
+
+const BEFORE = "faregate-before-checkout";
+
+/** What there was before, so that it can be told when there is more; a browser may keep nothing. */
+function remember(available: number | undefined): void {
+  try {
+    if (available !== undefined) window.sessionStorage.setItem(BEFORE, String(available));
+  } catch {
+    // Then what is seen first stands for it.
+  }
+}
+
+function remembered(): number | undefined {
+  try {
+    const kept = window.sessionStorage.getItem(BEFORE);
+    return kept === null ? undefined : Number(kept);
+  } catch {
+    return undefined;
+  }
 }
 
 export interface CheckoutResultProps {
@@ -89,7 +111,7 @@ function Arrival({ locale }: { locale: string }) {
   const { texts } = useFaregate();
   const { data } = useCredits();
   const first = useRef<number | undefined>(undefined);
-  if (first.current === undefined && data !== undefined) first.current = data.available;
+  if (first.current === undefined && data !== undefined) first.current = remembered() ?? data.available;
   const arrived = data !== undefined && first.current !== undefined && data.available > first.current;
   return <p>{arrived ? texts.checkoutArrived(formatCredits(data.available, locale)) : texts.checkoutSuccessText}</p>;
 }

@@ -128,7 +128,7 @@ function Models({ days }: { days: number }) {
 function SumTable({ sums, head, name }: { sums: UsageSum[]; head: string; name: (sum: UsageSum) => string }) {
   const { texts, locale } = useFaregate();
   return (
-    <div className="fg-scroll" role="region" aria-label={head} tabIndex={0}>
+    <div className="fg-scroll" role="group" aria-label={head} tabIndex={0}>
       <table className="fg-table">
         <thead>
           <tr>
