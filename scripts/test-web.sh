@@ -24,6 +24,13 @@ echo "== the package, React 19"
 (cd web && npm test --silent --workspace react)
 echo "== the package, React 18"
 (cd web/react18 && npm test --silent)
+echo "== the Next.js example builds"
+example=web/examples/next
+if ! cmp -s "$example/package-lock.json" "$example/node_modules/.installed"; then
+  (cd "$example" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
+  cp "$example/package-lock.json" "$example/node_modules/.installed"
+fi
+(cd "$example" && npm run --silent prepare-package && NEXT_TELEMETRY_DISABLED=1 npx --no-install next build)
 echo "== the pages in Chromium"
 if [ -z "${FAREGATE_BINARY:-}" ] || [ -z "${FAREGATE_SIM:-}" ]; then
   cargo build --locked --bin faregate --bin faregate-sim

@@ -50,7 +50,7 @@ webhook_secrets = ["whsec_browser"]
 const started = [];
 const folder = mkdtempSync(join(tmpdir(), "faregate-web."));
 
-function freePort() {
+export function freePort() {
   return new Promise((resolve, reject) => {
     const server = createServer();
     server.on("error", reject);
@@ -61,8 +61,8 @@ function freePort() {
   });
 }
 
-function start(binary, args, env) {
-  const child = spawn(binary, args, { cwd: folder, env: { PATH: process.env.PATH, ...env }, stdio: ["ignore", "pipe", "pipe"] });
+export function start(binary, args, env, cwd = folder) {
+  const child = spawn(binary, args, { cwd, env: { PATH: process.env.PATH, ...env }, stdio: ["ignore", "pipe", "pipe"] });
   const log = [];
   for (const stream of [child.stdout, child.stderr]) {
     stream.on("data", (data) => {

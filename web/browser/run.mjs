@@ -3,6 +3,7 @@
 import { strict as assert } from "node:assert";
 import { mkdirSync, rmSync } from "node:fs";
 import { ADMIN_TOKEN, close, open, until } from "./processes.mjs";
+import { next } from "./next.mjs";
 import { states } from "./states.mjs";
 import { Browser } from "./watch.mjs";
 
@@ -244,6 +245,8 @@ let failed;
 try {
   await user();
   await operator();
+  step("the Next.js example");
+  await next({ browser, server, admin });
   step("every state that a page can be in");
   await states({ browser, server, admin });
 } catch (error) {
