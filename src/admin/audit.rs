@@ -17,6 +17,7 @@ use crate::api::problem::Problem;
 use crate::bridge::audit::{AuditError, Finding, Looked, Repaired, Summed};
 use crate::credits::Credits;
 use crate::ledger::AccountId;
+use crate::store::usage_sums::Figures;
 
 /// Accounts of a page when the caller does not say, and at most.
 const DEFAULT_PAGE: u32 = 100;
@@ -150,7 +151,9 @@ pub(super) async fn repair(State(admin): State<Arc<Admin>>, Json(asked): Json<Re
         Repaired::Summing(so_far) => (view.state, view.next) = ("unfinished", Some(cursor_of(so_far))),
         Repaired::Busy => {
             view.state = "busy";
-            view.reason = Some("the ledger cannot drop an account that is in use: freeze it, or try later".to_owned());
+            let why =
+                "its usage is being added up, or the ledger cannot drop it while it is in use: try later, or freeze it";
+            view.reason = Some(why.to_owned());
         }
         Repaired::Beyond(why) => (view.state, view.reason) = ("beyond", Some(why)),
     }
@@ -158,13 +161,17 @@ pub(super) async fn repair(State(admin): State<Arc<Admin>>, Json(asked): Json<Re
 }
 
 fn cursor_of(summed: Summed) -> String {
-    URL_SAFE_NO_PAD.encode(format!("{} {} {}", summed.upto, summed.micro, summed.pruned))
+    let Summed { upto, micro, pruned, pruned_rows, figures } = summed;
+    let figures = figures.as_array().map(|figure| figure.to_string()).join(" ");
+    URL_SAFE_NO_PAD.encode(format!("{upto} {micro} {pruned} {pruned_rows} {figures}"))
 }
 
 fn summed(text: &str) -> Option<Summed> {
-    let mut numbers = text.split(' ');
-    let (upto, micro, pruned) = (numbers.next()?, numbers.next()?, numbers.next()?);
-    Some(Summed { upto: upto.parse().ok()?, micro: micro.parse().ok()?, pruned: pruned.parse().ok()? })
+    let (upto, numbers) = text.split_once(' ')?;
+    let numbers: Vec<i64> = numbers.split(' ').map(|number| number.parse().ok()).collect::<Option<_>>()?;
+    let (&[micro, pruned, pruned_rows], figures) = numbers.split_first_chunk::<3>()?;
+    let figures = Figures::from_array(figures.try_into().ok()?);
+    Some(Summed { upto: upto.parse().ok()?, micro, pruned, pruned_rows, figures })
 }
 
 fn read(cursor: &str) -> Option<String> {
@@ -219,7 +226,11 @@ mod tests {
         assert_eq!(signed(-1), "-0.000001");
         assert_eq!(signed(5_250_000), "5.25");
         assert_eq!(signed(0), "0");
-        assert_eq!(summed("12 -5 3"), Some(Summed { upto: 12, micro: -5, pruned: 3 }));
-        assert_eq!(summed("12 5"), None);
+        let figures = Figures::from_array([1, 2, 3, 4, 5, 6, 7, 8]);
+        let so_far = Summed { upto: 12, micro: -5, pruned: 3, pruned_rows: 2, figures };
+        assert_eq!(read(&cursor_of(so_far)).as_deref().and_then(summed), Some(so_far));
+        for hostile in ["12 5", "12 -5 3 2 1 2 3 4 5 6 7", "12 -5 3 2 1 2 3 4 5 6 7 8 9", "x -5 3 2 1 2 3 4 5 6 7 8"] {
+            assert_eq!(summed(hostile), None);
+        }
     }
 }

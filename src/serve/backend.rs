@@ -266,6 +266,12 @@ fn open_billing(
 async fn keep(store: SharedStore, retention: Retention, stop: CancellationToken) {
     let rounds = async {
         loop {
+            // Rows go once they are in the sums by day.
+            if retention.usage_months > 0
+                && let Err(error) = bridge::usage_sums::catch_up(&store, None, UPKEEP_INTERVAL).await
+            {
+                tracing::warn!(%error, "usage could not be added up by day before the upkeep");
+            }
             match store.keep(retention).await {
                 Ok(pruned) if pruned == Pruned::default() => {}
                 Ok(Pruned { usage_rows, dead_letters }) => tracing::info!(usage_rows, dead_letters, "pruned the store"),

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use super::StoreResult;
+use super::usage_sums::Figures;
 use crate::ledger::{AccountId, GrantId};
 
 /// Usage rows that are summed up while an account is locked to be mended: what came since it was audited.
@@ -23,6 +24,18 @@ pub struct AccountBooks {
     pub applied_change: u64,
     pub last_change: u64,
     pub rows: BookRows,
+    pub days: DayBooks,
+}
+
+/// What an account's usage by day comes to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DayBooks {
+    /// Usage up to this sequence number has been added up.
+    pub rolled: u64,
+    /// All days together.
+    pub sums: Figures,
+    /// What rows that are no longer kept had added to them.
+    pub pruned: Figures,
 }
 
 /// What the rows of an account add up to.
@@ -62,6 +75,8 @@ pub struct SpanCharged {
     pub micro: i64,
     /// The sum goes up to this sequence number: the span's end, unless there were more rows than asked for.
     pub upto: u64,
+    /// The usage rows alone.
+    pub figures: Figures,
 }
 
 /// An account to be mended.

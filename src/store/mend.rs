@@ -217,6 +217,7 @@ mod tests {
         let account = AccountId::parse("ann").unwrap();
         Rows {
             books: AccountBooks {
+                days: Default::default(),
                 account,
                 seq: 9,
                 balance: 120,

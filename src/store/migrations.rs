@@ -17,6 +17,7 @@ pub(super) const SQLITE: &[Step] = &[
     ("V9__insight", include_str!("../../migrations/sqlite/V9__insight.sql")),
     ("V11__topups", include_str!("../../migrations/sqlite/V11__topups.sql")),
     ("V12__pages", include_str!("../../migrations/sqlite/V12__pages.sql")),
+    ("V13__days_audit", include_str!("../../migrations/sqlite/V13__days_audit.sql")),
 ];
 
 pub(super) const POSTGRES: &[Step] = &[
@@ -29,6 +30,7 @@ pub(super) const POSTGRES: &[Step] = &[
     ("V9__insight", include_str!("../../migrations/postgres/V9__insight.sql")),
     ("V11__topups", include_str!("../../migrations/postgres/V11__topups.sql")),
     ("V12__pages", include_str!("../../migrations/postgres/V12__pages.sql")),
+    ("V13__days_audit", include_str!("../../migrations/postgres/V13__days_audit.sql")),
 ];
 
 /// Where refinery keeps what was applied.

@@ -35,29 +35,45 @@ pub struct Figures {
 }
 
 impl Figures {
-    fn add(&mut self, other: &Figures) {
-        self.combine(other, i64::saturating_add);
+    /// In the order of the fields, which is that of the columns in the stores.
+    pub fn as_array(&self) -> [i64; 8] {
+        [
+            self.requests,
+            self.charged,
+            self.input_tokens,
+            self.cached_tokens,
+            self.output_tokens,
+            self.estimated,
+            self.client_errors,
+            self.server_errors,
+        ]
     }
 
-    /// What is left without `part`.
-    pub fn take_away(&mut self, part: &Figures) {
-        self.combine(part, i64::saturating_sub);
-    }
-
-    fn combine(&mut self, other: &Figures, how: fn(i64, i64) -> i64) {
-        let sums = [
-            (&mut self.requests, other.requests),
-            (&mut self.charged, other.charged),
-            (&mut self.input_tokens, other.input_tokens),
-            (&mut self.cached_tokens, other.cached_tokens),
-            (&mut self.output_tokens, other.output_tokens),
-            (&mut self.estimated, other.estimated),
-            (&mut self.client_errors, other.client_errors),
-            (&mut self.server_errors, other.server_errors),
-        ];
-        for (sum, more) in sums {
-            *sum = how(*sum, more);
+    pub fn from_array(figures: [i64; 8]) -> Figures {
+        let [requests, charged, input_tokens, cached_tokens, output_tokens, estimated, client_errors, server_errors] =
+            figures;
+        Figures {
+            requests,
+            charged,
+            input_tokens,
+            cached_tokens,
+            output_tokens,
+            estimated,
+            client_errors,
+            server_errors,
         }
+    }
+
+    #[must_use]
+    pub fn plus(&self, other: &Figures) -> Figures {
+        let (left, right) = (self.as_array(), other.as_array());
+        Figures::from_array(std::array::from_fn(|index| left[index].saturating_add(right[index])))
+    }
+
+    #[must_use]
+    pub fn minus(&self, other: &Figures) -> Figures {
+        let (left, right) = (self.as_array(), other.as_array());
+        Figures::from_array(std::array::from_fn(|index| left[index].saturating_sub(right[index])))
     }
 }
 
@@ -119,6 +135,10 @@ pub trait UsageSums {
     /// Adds usage that is in no day yet: of `only` this account, or of accounts after `after`, a bounded piece of it.
     async fn roll_up(&self, only: Option<&AccountId>, after: Option<&AccountId>) -> StoreResult<RolledUp>;
 
+    /// Takes away what an account's days say, as far as the rows are kept, so that it is added up anew; with a line in the
+    /// audit log. Answers whether that was done: not while old rows are being pruned.
+    async fn redo_days(&self, account: &AccountId, actor: &str) -> StoreResult<bool>;
+
     /// A report over what has been added up.
     async fn usage_sums(&self, request: SumsRequest) -> StoreResult<Page<UsageSum>>;
 }
@@ -167,7 +187,8 @@ pub(super) fn bounded(rows: Vec<DayRow>, mut known: HashMap<AccountDay, HashSet<
         if fits {
             models.insert(model.clone());
         }
-        merged.entry((row.account, row.day, model, row.route, row.key)).or_default().add(&row.figures);
+        let sum = merged.entry((row.account, row.day, model, row.route, row.key)).or_default();
+        *sum = sum.plus(&row.figures);
     }
     let row = |((account, day, model, route, key), figures)| DayRow { account, day, model, route, key, figures };
     merged.into_iter().map(row).collect()

@@ -78,6 +78,14 @@ impl Under {
             .map_err(|error| error.to_string())
     }
 
+    /// Many statements without an answer, beside the store, in one go.
+    fn run(&self, sql: &str) {
+        assert!(self.server.is_none(), "of SQLite");
+        let connection = rusqlite::Connection::open(self.dir.path().join(store::SQLITE_FILE)).unwrap();
+        connection.busy_timeout(Duration::from_secs(60)).unwrap();
+        connection.execute_batch(&format!("BEGIN; {sql}; COMMIT")).unwrap();
+    }
+
     fn number(&self, sql: &str) -> i64 {
         self.sql(sql).first().and_then(|row| row.parse().ok()).unwrap()
     }

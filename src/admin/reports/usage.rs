@@ -228,7 +228,7 @@ fn models(facts: &UsageFacts) -> Vec<(bool, Slice)> {
     if facts.models.len() >= reports::MODELS_MAX {
         let mut rest = facts.totals.figures;
         for slice in &facts.models {
-            rest.take_away(&slice.figures);
+            rest = rest.minus(&slice.figures);
         }
         if rest.requests > 0 {
             found.push((true, Slice { figures: rest, ..Slice::default() }));

@@ -2,6 +2,7 @@
 
 use crate::ledger::AccountId;
 use crate::store::books::AccountBooks;
+use crate::store::usage_sums::Figures;
 
 /// One equation of the books.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,6 +13,11 @@ pub enum Check {
     Granted,
     GrantAmounts,
     Charged,
+    DayRequests,
+    DayCharged,
+    DayTokens,
+    DayMarks,
+    DaySequence,
     Changes,
     AppliedChanges,
     LedgerBalance,
@@ -35,6 +41,11 @@ impl Check {
             Check::Granted => "granted",
             Check::GrantAmounts => "grant_amounts",
             Check::Charged => "charged",
+            Check::DayRequests => "day_requests",
+            Check::DayCharged => "day_charged",
+            Check::DayTokens => "day_tokens",
+            Check::DayMarks => "day_marks",
+            Check::DaySequence => "day_sequence",
             Check::Changes => "changes",
             Check::AppliedChanges => "applied_changes",
             Check::LedgerBalance => "ledger_balance",
@@ -59,6 +70,11 @@ impl Check {
             Check::Granted => "granted = amounts of the applied changes",
             Check::GrantAmounts => "amounts of the grants = amounts of the changes that made them",
             Check::Charged => "charged = usage rows + dead letters + what is no longer kept",
+            Check::DayRequests => "requests by day = usage rows that were added up + what is no longer kept",
+            Check::DayCharged => "charged by day = usage rows that were added up + what is no longer kept",
+            Check::DayTokens => "tokens by day = usage rows that were added up + what is no longer kept",
+            Check::DayMarks => "estimates and errors by day = usage rows that were added up + what is no longer kept",
+            Check::DaySequence => "the sequence up to which usage was added up by day <= the account's",
             Check::Changes => "number of the last change = how many there are, without gaps",
             Check::AppliedChanges => "last applied change = how many are marked as applied",
             Check::LedgerBalance => "the store's balance = the ledger's, with what is held",
@@ -74,11 +90,21 @@ impl Check {
         }
     }
 
+    /// Whether rows that are pruned between two looks may bring it about.
+    pub(super) fn is_of_usage(self) -> bool {
+        use Check::{Charged, DayCharged, DayMarks, DayRequests, DayTokens};
+        matches!(self, Charged | DayRequests | DayCharged | DayTokens | DayMarks)
+    }
+
     /// Whether the sides are micro-credits; else they are plain numbers.
     pub fn is_money(self) -> bool {
         !matches!(
             self,
-            Check::Changes
+            Check::DayRequests
+                | Check::DayTokens
+                | Check::DayMarks
+                | Check::DaySequence
+                | Check::Changes
                 | Check::AppliedChanges
                 | Check::LedgerChange
                 | Check::LedgerFrozen
@@ -158,6 +184,23 @@ pub(super) fn of_store(books: &AccountBooks, used: i64) -> Vec<Finding> {
     differences.found()
 }
 
+/// Usage by day. `rows`: what the usage rows that were added up come to.
+pub(super) fn of_days(books: &AccountBooks, rows: &Figures) -> Vec<Finding> {
+    let mut differences = Differences::of(&books.account);
+    let there = &books.days.sums;
+    let wanted = rows.plus(&books.days.pruned);
+    let tokens = |of: &Figures| of.input_tokens.saturating_add(of.cached_tokens).saturating_add(of.output_tokens);
+    let marks = |of: &Figures| of.estimated.saturating_add(of.client_errors).saturating_add(of.server_errors);
+    differences.equal(Check::DayRequests, there.requests, wanted.requests);
+    differences.equal(Check::DayCharged, there.charged, wanted.charged);
+    differences.equal(Check::DayTokens, tokens(there), tokens(&wanted));
+    differences.equal(Check::DayMarks, marks(there), marks(&wanted));
+    if books.days.rolled > books.seq {
+        differences.equal(Check::DaySequence, number(books.days.rolled), number(books.seq));
+    }
+    differences.found()
+}
+
 /// The one of two numbers that is not as it should be, if there is one.
 fn unlike(wanted: u64, count: u64, newest: u64) -> u64 {
     if count == wanted { newest } else { count }
@@ -166,7 +209,7 @@ fn unlike(wanted: u64, count: u64, newest: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::books::BookRows;
+    use crate::store::books::{BookRows, DayBooks};
 
     fn books() -> AccountBooks {
         AccountBooks {
@@ -192,12 +235,34 @@ mod tests {
                 newest_applied: 2,
                 pruned: 5,
             },
+            days: DayBooks {
+                rolled: 7,
+                sums: Figures { requests: 4, charged: 30, input_tokens: 9, ..Figures::default() },
+                pruned: Figures { requests: 1, charged: 5, ..Figures::default() },
+            },
         }
     }
 
     #[test]
     fn books_that_balance_are_silent() {
         assert_eq!(of_store(&books(), 25), []);
+    }
+
+    #[test]
+    fn every_figure_by_day_that_is_wrong_is_found() {
+        let rows = Figures { requests: 3, charged: 25, input_tokens: 9, ..Figures::default() };
+        assert_eq!(of_days(&books(), &rows), []);
+        let check = |change: &dyn Fn(&mut AccountBooks)| {
+            let mut books = books();
+            change(&mut books);
+            of_days(&books, &rows).into_iter().map(|finding| finding.check).collect::<Vec<_>>()
+        };
+        assert_eq!(check(&|books| books.days.sums.requests = 5), [Check::DayRequests]);
+        assert_eq!(check(&|books| books.days.pruned.charged = 6), [Check::DayCharged]);
+        assert_eq!(check(&|books| books.days.sums.cached_tokens = 1), [Check::DayTokens]);
+        assert_eq!(check(&|books| books.days.sums.server_errors = 1), [Check::DayMarks]);
+        assert_eq!(check(&|books| books.days.rolled = 8), [Check::DaySequence]);
+        assert_eq!(check(&|books| books.days.rolled = 6), []);
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub use shards::{RedisShards, Shards};
 use self::compare::Compared;
 use crate::ledger::{AccountId, LedgerError, SharedLedger};
 use crate::store::books::{AccountBooks, UsageSpan};
+use crate::store::usage_sums::Figures;
 use crate::store::{SharedStore, StoreError};
 
 /// Usage rows summed up for each account of a page in one question.
@@ -46,8 +47,11 @@ pub struct Summed {
     pub upto: u64,
     /// Micro-credits.
     pub micro: i64,
-    /// What pruned rows had charged when the sum was begun: when more are pruned, it begins anew.
+    /// What pruned rows had charged, and how many they were, when the sum was begun: when more are pruned, it begins anew.
     pub pruned: i64,
+    pub pruned_rows: i64,
+    /// The usage rows alone.
+    pub figures: Figures,
 }
 
 /// What came of looking at one account.
@@ -103,7 +107,7 @@ impl Auditor {
         let sums = self.store.charged(spans, PAGE_ROWS).await?;
         let looks = books.into_iter().zip(sums).map(|(books, sum)| async move {
             let account = books.account.clone();
-            let summed = Summed { upto: sum.upto, micro: sum.micro, pruned: books.rows.pruned };
+            let summed = Summed { upto: sum.upto, micro: sum.micro, figures: sum.figures, ..begun(&books) };
             (account, self.look(books, summed, deadline).await)
         });
         let mut looks = futures_util::stream::iter(looks).buffer_unordered(TOGETHER);
@@ -148,13 +152,17 @@ impl Auditor {
             if summed.upto < books.seq {
                 return Ok(Looked::Summing(summed));
             }
-            let findings = checks::of_store(&books, summed.micro);
-            if findings.iter().all(|found| found.check != Check::Charged) {
+            let mut findings = checks::of_store(&books, summed.micro);
+            let Some(days) = self.days(&books, &summed, deadline).await? else {
+                return Ok(Looked::Moving("its usage is being added up by day".to_owned()));
+            };
+            findings.extend(days);
+            if findings.iter().all(|found| !found.check.is_of_usage()) {
                 break findings;
             }
             // Rows that were pruned since the sum was begun may be in both figures, or in none.
             match self.store.books_of(&books.account).await? {
-                Some(now) if now.rows.pruned != summed.pruned => (from, books) = (still(summed, &now), now),
+                Some(now) if !is_of(&summed, &now) => (from, books) = (still(summed, &now), now),
                 _ => break findings,
             }
         };
@@ -173,16 +181,45 @@ impl Auditor {
             let Some(sum) = sums.first() else { break };
             let micro = summed.micro.checked_add(sum.micro);
             let micro = micro.ok_or(StoreError::Invalid("the sum of the usage"))?;
-            summed = Summed { upto: sum.upto, micro, ..summed };
+            summed = Summed { upto: sum.upto, micro, figures: summed.figures.plus(&sum.figures), ..summed };
         }
         Ok(summed)
     }
+
+    /// What differs of an account's usage by day, whose usage was `summed` up to the end of its books. `None`: too much of
+    /// it is not yet added up by day.
+    async fn days(
+        &self,
+        books: &AccountBooks,
+        summed: &Summed,
+        deadline: Instant,
+    ) -> Result<Option<Vec<Finding>>, StoreError> {
+        let (mut rows, mut upto) = (summed.figures, books.days.rolled);
+        while upto < summed.upto {
+            let rest = UsageSpan { upto: summed.upto, ..span(books, upto) };
+            let Some(sum) = self.store.charged(vec![rest], CHUNK_ROWS).await?.pop() else { return Ok(None) };
+            (rows, upto) = (rows.minus(&sum.figures), sum.upto);
+            if upto < summed.upto && Instant::now() >= deadline {
+                return Ok(None);
+            }
+        }
+        Ok(Some(checks::of_days(books, &rows)))
+    }
+}
+
+/// Nothing summed up yet.
+fn begun(books: &AccountBooks) -> Summed {
+    Summed { pruned: books.rows.pruned, pruned_rows: books.days.pruned.requests, ..Summed::default() }
+}
+
+/// Whether no row was pruned since the sum was begun.
+fn is_of(summed: &Summed, books: &AccountBooks) -> bool {
+    (summed.pruned, summed.pruned_rows) == (books.rows.pruned, books.days.pruned.requests)
 }
 
 /// The sum so far, or none where rows of it may have been pruned since.
 fn still(from: Summed, books: &AccountBooks) -> Summed {
-    let pruned = books.rows.pruned;
-    if from.pruned == pruned { from } else { Summed { pruned, ..Summed::default() } }
+    if is_of(&from, books) { from } else { begun(books) }
 }
 
 fn span(books: &AccountBooks, after: u64) -> UsageSpan {

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::compare::{Compared, Hot};
 use super::{AuditError, Auditor, Finding, Summed, still};
+use crate::bridge::usage_sums;
 use crate::ledger::{AccountId, Act, Answer, Balance};
 use crate::store::StoreError;
 use crate::store::books::{MendHint, MendRequest};
@@ -26,10 +27,17 @@ pub enum Repaired {
     Done { store: bool, ledger: bool },
     /// Time was up while its usage was summed up: go on from here.
     Summing(Summed),
-    /// The ledger cannot drop it while it is in use.
+    /// The ledger cannot drop it while it is in use, or its usage by day is still being added up.
     Busy,
     /// The record itself has holes, or the ledger cannot read the account: for a person.
     Beyond(String),
+}
+
+/// What came of an account's usage by day.
+enum Days {
+    /// Whether anything had to be mended.
+    Mended(bool),
+    Not(Repaired),
 }
 
 impl Auditor {
@@ -52,7 +60,7 @@ impl Auditor {
             Hot::NotLoaded | Hot::Unreadable => None,
         };
         let (account_id, actor_name) = (account.clone(), actor.to_owned());
-        let Summed { upto, micro: used, pruned } = summed;
+        let Summed { upto, micro: used, pruned, .. } = summed;
         let request = MendRequest { account: account_id, upto, used, pruned, hint, actor: actor_name };
         let store = match self.store.mend(request).await {
             Ok(mended) => mended,
@@ -61,10 +69,47 @@ impl Auditor {
             Err(StoreError::Conflict(why)) => return Ok(Some(Repaired::Beyond(why))),
             Err(error) => return Err(error.into()),
         };
-        if store {
+        let days = match self.mend_days(account, summed, deadline, actor).await? {
+            Days::Mended(days) => days,
+            Days::Not(repaired) => return Ok(Some(repaired)),
+        };
+        if store || days {
             tracing::warn!(%account, actor, "the books of an account were mended");
         }
-        self.reload(account, store, deadline, actor).await.map(Some)
+        self.reload(account, store || days, deadline, actor).await.map(Some)
+    }
+
+    /// Has usage by day that differs added up anew.
+    async fn mend_days(
+        &self,
+        account: &AccountId,
+        summed: Summed,
+        deadline: Instant,
+        actor: &str,
+    ) -> Result<Days, AuditError> {
+        let mut redone = false;
+        loop {
+            let Some(books) = self.store.books_of(account).await? else { return Ok(Days::Mended(redone)) };
+            let summed = self.sum_up(&books, still(summed, &books), deadline).await?;
+            if summed.upto < books.seq {
+                return Ok(Days::Not(Repaired::Summing(summed)));
+            }
+            let Some(found) = self.days(&books, &summed, deadline).await? else {
+                return Ok(Days::Not(Repaired::Busy));
+            };
+            if found.is_empty() {
+                return Ok(Days::Mended(redone));
+            }
+            if redone {
+                let why = "usage by day differs where the rows are no longer kept";
+                return Ok(Days::Not(Repaired::Beyond(why.to_owned())));
+            }
+            redone = self.store.redo_days(account, actor).await?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !redone || !usage_sums::catch_up(&self.store, Some(account), left).await? {
+                return Ok(Days::Not(Repaired::Busy));
+            }
+        }
     }
 
     /// Has the ledger drop the account if it differs from the store.

@@ -6,18 +6,22 @@ use async_trait::async_trait;
 use deadpool_postgres::{Client, GenericClient, Object, Transaction};
 use tokio_postgres::Row;
 
-use super::super::books::{AccountBooks, BookRows, Books, MendRequest, REST_ROWS, SpanCharged, UsageSpan};
+use super::super::books::{AccountBooks, BookRows, Books, DayBooks, MendRequest, REST_ROWS, SpanCharged, UsageSpan};
 use super::super::common::{self, int, uint};
 use super::super::mend::{self, CHANGES_MAX, GrantFound, Mended, Rows};
 use super::super::{StoreError, StoreResult, changes};
+use super::usage_sums::figures;
 use super::{PostgresStore, Values, execute, failed, identity, micros, query, within};
 use crate::ledger::{AccountId, Change, GrantId};
 
 /// A payload that is not a grant's, or has no amount, counts as nothing: then the sums differ, and the audit says so.
 const BOOKS: &str = r#"SELECT c.user_id, c.seq, c.balance, c.debt, c.granted, c.charged, c.written_off, c.frozen,
         c.applied_change, c.last_change, g.remaining, g.taken_early, g.amounts,
-        h.amounts, h.amounts_applied, h.changes, h.newest, h.applied, h.newest_applied,
-        coalesce((SELECT charged FROM usage_pruned WHERE user_id = c.user_id), 0)
+        h.amounts, h.amounts_applied, h.changes, h.newest, h.applied, h.newest_applied, coalesce(p.charged, 0),
+        coalesce((SELECT seq FROM usage_rolled WHERE user_id = c.user_id), 0), d.*,
+        coalesce(p.day_requests, 0), coalesce(p.day_charged, 0), coalesce(p.day_input_tokens, 0),
+        coalesce(p.day_cached_tokens, 0), coalesce(p.day_output_tokens, 0), coalesce(p.day_estimated, 0),
+        coalesce(p.day_client_errors, 0), coalesce(p.day_server_errors, 0)
     FROM (SELECT * FROM credits WHERE FILTER ORDER BY user_id LIMIT $2) AS c
     CROSS JOIN LATERAL (SELECT
             coalesce(sum(remaining) FILTER (WHERE id <= c.applied_change), 0)::bigint AS remaining,
@@ -35,6 +39,12 @@ const BOOKS: &str = r#"SELECT c.user_id, c.seq, c.balance, c.debt, c.granted, c.
         FROM (SELECT number, applied, CASE WHEN payload LIKE '{"type":"grant",%'
                 THEN substring(payload FROM '"amount_micro":(-?[0-9]{1,18})')::bigint END AS amount
             FROM credit_changes WHERE user_id = c.user_id) AS numbered) AS h
+    CROSS JOIN LATERAL (SELECT coalesce(sum(requests), 0)::bigint, coalesce(sum(charged), 0)::bigint,
+            coalesce(sum(input_tokens), 0)::bigint, coalesce(sum(cached_tokens), 0)::bigint,
+            coalesce(sum(output_tokens), 0)::bigint, coalesce(sum(estimated), 0)::bigint,
+            coalesce(sum(client_errors), 0)::bigint, coalesce(sum(server_errors), 0)::bigint
+        FROM usage_days WHERE user_id = c.user_id) AS d
+    LEFT JOIN usage_pruned AS p ON p.user_id = c.user_id
     ORDER BY c.user_id"#;
 
 async fn books<C: GenericClient>(
@@ -72,6 +82,7 @@ fn read(row: &Row) -> StoreResult<AccountBooks> {
             newest_applied: number(18),
             pruned: row.get(19),
         },
+        days: DayBooks { rolled: number(20), sums: figures(row, 21), pruned: figures(row, 29) },
     })
 }
 
@@ -80,18 +91,23 @@ async fn charged<C: GenericClient>(client: &C, spans: &[UsageSpan], limit: u32) 
     let ids: Vec<&str> = spans.iter().map(|span| span.account.as_str()).collect();
     let after: Vec<i64> = spans.iter().map(|span| int(span.after)).collect();
     let upto: Vec<i64> = spans.iter().map(|span| int(span.upto)).collect();
-    let select = "SELECT coalesce(r.micro, 0)::bigint, r.rows, coalesce(r.newest, 0)
-        FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS w (user_id, after, upto, place)
-        CROSS JOIN LATERAL (SELECT sum(charged) AS micro, count(*) AS rows, max(seq) AS newest
-            FROM (SELECT charged, seq FROM usage_logs WHERE user_id = w.user_id AND seq > w.after AND seq <= w.upto
+    let select = "SELECT r.* FROM unnest($1::text[], $2::bigint[], $3::bigint[])
+            WITH ORDINALITY AS w (user_id, after, upto, place)
+        CROSS JOIN LATERAL (SELECT count(*), coalesce(sum(charged), 0)::bigint, coalesce(sum(input_tokens), 0)::bigint,
+                coalesce(sum(cached_tokens), 0)::bigint, coalesce(sum(output_tokens), 0)::bigint,
+                count(*) FILTER (WHERE estimated), count(*) FILTER (WHERE status BETWEEN 400 AND 499),
+                count(*) FILTER (WHERE status >= 500), coalesce(max(seq), 0)
+            FROM (SELECT * FROM usage_logs WHERE user_id = w.user_id AND seq > w.after AND seq <= w.upto
                 ORDER BY seq LIMIT $4) AS piece) AS r
         ORDER BY w.place";
     let values: Values<'_> = &[&ids, &after, &upto, &i64::from(limit)];
     let rows = query(client, select, values).await?;
     let mut found: Vec<SpanCharged> = Vec::with_capacity(spans.len());
     for (row, span) in rows.iter().zip(spans) {
-        let whole = row.get::<_, i64>(1) < i64::from(limit);
-        found.push(SpanCharged { micro: row.get(0), upto: if whole { span.upto } else { uint(row.get(2)) } });
+        let figures = figures(row, 0);
+        let whole = figures.requests < i64::from(limit);
+        let upto = if whole { span.upto } else { uint(row.get(8)) };
+        found.push(SpanCharged { micro: figures.charged, upto, figures });
     }
     let reached: Vec<i64> = found.iter().map(|sum| int(sum.upto)).collect();
     let select = r#"SELECT w.place, sum(d.micro)::bigint

@@ -16,7 +16,7 @@ use super::{PostgresStore, failed, identity, micros, query, query_opt, time, wit
 use crate::ledger::Micros;
 
 /// Of this database: held by the one replica that does the upkeep.
-const UPKEEP_LOCK: i64 = 0x_6661_7265_6b65_6570;
+pub(super) const UPKEEP_LOCK: i64 = 0x_6661_7265_6b65_6570;
 /// Summing up a month's rows may take long; so may one statement, and all of them together.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(15 * 60);
 const LIMIT: Duration = Duration::from_secs(60 * 60);
@@ -78,23 +78,39 @@ async fn drop_partitions(client: &mut Client, until: Micros) -> StoreResult<u64>
         let tx = client.transaction().await.map_err(failed)?;
         let gone = query_opt(&tx, "SELECT usage_logs_drop_partition($1)", &[&name]).await?;
         tx.commit().await.map_err(failed)?;
-        let gone = gone.map_or(0, |row| uint(row.get(0)));
+        let Some(gone) = gone.and_then(|row| row.get::<_, Option<i64>>(0)).map(uint) else {
+            tracing::info!(partition = name, "old usage stays until all of it is added up by day");
+            break;
+        };
         tracing::info!(partition = name, rows = gone, "old usage was dropped");
         rows += gone;
     }
     Ok(rows)
 }
 
-/// Rows of months that never had a partition.
+/// Rows of months that never had a partition, once they are added up by day.
 async fn prune_others(client: &mut Client, until: Micros) -> StoreResult<u64> {
-    let delete = "WITH old AS (SELECT request_id FROM usage_logs_other WHERE request_id < usage_logs_first_id($1)
-            ORDER BY request_id LIMIT $2),
-        gone AS (DELETE FROM usage_logs_other AS u USING old WHERE u.request_id = old.request_id
-            RETURNING u.user_id, u.charged),
-        summed AS (INSERT INTO usage_pruned AS known (user_id, charged, rows)
-            SELECT user_id, sum(charged)::bigint, count(*) FROM gone GROUP BY user_id ORDER BY user_id
-            ON CONFLICT (user_id) DO UPDATE
-            SET charged = known.charged + excluded.charged, rows = known.rows + excluded.rows)
+    let delete = "WITH old AS (SELECT u.request_id FROM usage_logs_other AS u
+            JOIN usage_rolled AS r ON r.user_id = u.user_id AND u.seq <= r.seq
+            WHERE u.request_id < usage_logs_first_id($1) ORDER BY u.request_id LIMIT $2),
+        gone AS (DELETE FROM usage_logs_other AS u USING old WHERE u.request_id = old.request_id RETURNING u.*),
+        summed AS (INSERT INTO usage_pruned AS known
+            SELECT user_id, sum(charged)::bigint, count(*), $1, count(*), sum(charged)::bigint,
+                sum(input_tokens)::bigint, sum(cached_tokens)::bigint, sum(output_tokens)::bigint,
+                count(*) FILTER (WHERE estimated), count(*) FILTER (WHERE status BETWEEN 400 AND 499),
+                count(*) FILTER (WHERE status >= 500)
+            FROM gone GROUP BY user_id ORDER BY user_id
+            ON CONFLICT (user_id) DO UPDATE SET
+                charged = known.charged + excluded.charged, rows = known.rows + excluded.rows,
+                until = greatest(known.until, excluded.until),
+                day_requests = known.day_requests + excluded.day_requests,
+                day_charged = known.day_charged + excluded.day_charged,
+                day_input_tokens = known.day_input_tokens + excluded.day_input_tokens,
+                day_cached_tokens = known.day_cached_tokens + excluded.day_cached_tokens,
+                day_output_tokens = known.day_output_tokens + excluded.day_output_tokens,
+                day_estimated = known.day_estimated + excluded.day_estimated,
+                day_client_errors = known.day_client_errors + excluded.day_client_errors,
+                day_server_errors = known.day_server_errors + excluded.day_server_errors)
         SELECT count(*) FROM gone";
     in_slices(client, delete, until).await
 }

@@ -13,7 +13,8 @@ use super::super::usage_sums::{
     self, AccountDay, DayRow, Dimension, Figures, MODEL_CHARS, RolledUp, SumsRequest, UsageSum, UsageSums,
 };
 use super::super::{Page, StoreError, StoreResult};
-use super::{PostgresStore, execute, failed, query, within};
+use super::upkeep::UPKEEP_LOCK;
+use super::{PostgresStore, execute, failed, identity, query, query_opt, within};
 use crate::ledger::AccountId;
 
 /// Accounts of one step, and sequence numbers of all of them together: a step must end within the store's timeout.
@@ -85,7 +86,7 @@ fn arrays(spans: &[UsageSpan]) -> (Vec<&str>, Vec<i64>, Vec<i64>) {
     (ids, after, spans.iter().map(|span| int(span.upto)).collect())
 }
 
-fn figures(row: &Row, first: usize) -> Figures {
+pub(super) fn figures(row: &Row, first: usize) -> Figures {
     Figures {
         requests: row.get(first),
         charged: row.get(first + 1),
@@ -144,6 +145,25 @@ async fn add(tx: &Transaction<'_>, spans: &[UsageSpan], rows: &[DayRow]) -> Stor
         &server,
     ];
     execute(tx, insert, values).await.map(drop)
+}
+
+/// Rows that are pruned meanwhile would be in no day any more.
+async fn redo(client: &mut Client, account: &AccountId, actor: &str) -> StoreResult<bool> {
+    let tx = client.transaction().await.map_err(failed)?;
+    query(&tx, "SELECT pg_advisory_xact_lock($1)", &[&SUMS_LOCK]).await?;
+    let alone = query_opt(&tx, "SELECT pg_try_advisory_xact_lock($1)", &[&UPKEEP_LOCK]).await?;
+    if !alone.is_some_and(|row| row.get(0)) {
+        return Ok(false);
+    }
+    let id = account.as_str();
+    let delete = "DELETE FROM usage_days WHERE user_id = $1 AND day >= coalesce(
+        (SELECT (until AT TIME ZONE 'UTC')::date FROM usage_pruned WHERE user_id = $1), '-infinity')";
+    let rows = execute(&tx, delete, &[&id]).await?;
+    execute(&tx, "UPDATE usage_rolled SET seq = 0 WHERE user_id = $1", &[&id]).await?;
+    let detail = serde_json::json!({ "rows": rows }).to_string();
+    identity::audit(&tx, actor, "books.redo_days", Some(account), &detail).await?;
+    tx.commit().await.map_err(failed)?;
+    Ok(true)
 }
 
 type Boxed = Box<dyn ToSql + Sync + Send>;
@@ -219,6 +239,10 @@ impl UsageSums for PostgresStore {
     async fn roll_up(&self, only: Option<&AccountId>, after: Option<&AccountId>) -> StoreResult<RolledUp> {
         let (only, after) = (only.map(AccountId::as_str), after.map_or("", AccountId::as_str));
         within!(self, |client| roll_up(client, only, after))
+    }
+
+    async fn redo_days(&self, account: &AccountId, actor: &str) -> StoreResult<bool> {
+        within!(self, |client| redo(client, account, actor))
     }
 
     async fn usage_sums(&self, request: SumsRequest) -> StoreResult<Page<UsageSum>> {

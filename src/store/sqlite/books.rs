@@ -3,10 +3,12 @@
 use async_trait::async_trait;
 use rusqlite::{Row, Transaction, params};
 
-use super::super::books::{AccountBooks, BookRows, Books, MendRequest, REST_ROWS, SpanCharged, UsageSpan};
+use super::super::books::{AccountBooks, BookRows, Books, DayBooks, MendRequest, REST_ROWS, SpanCharged, UsageSpan};
 use super::super::common::{self, int, uint};
 use super::super::mend::{self, CHANGES_MAX, GrantFound, Mended, Rows};
+use super::super::usage_sums::Figures;
 use super::super::{StoreError, StoreResult, changes};
+use super::usage_sums::figures;
 use super::{SqliteStore, failed, identity};
 use crate::ledger::{AccountId, Change, GrantId};
 
@@ -22,17 +24,32 @@ const BOOKS: &str = "SELECT c.user_id, c.seq, c.balance, c.debt, c.granted, c.ch
         coalesce(sum(h.amount), 0), coalesce(sum(h.amount) FILTER (WHERE h.number <= c.applied_change), 0),
         count(h.number), coalesce(max(h.number), 0),
         coalesce(sum(h.applied), 0), coalesce(max(h.number) FILTER (WHERE h.applied = 1), 0),
-        coalesce((SELECT charged FROM usage_pruned WHERE user_id = c.user_id), 0)
+        coalesce(p.charged, 0),
+        coalesce((SELECT seq FROM usage_rolled WHERE user_id = c.user_id), 0),
+        coalesce(p.day_requests, 0), coalesce(p.day_charged, 0), coalesce(p.day_input_tokens, 0),
+        coalesce(p.day_cached_tokens, 0), coalesce(p.day_output_tokens, 0), coalesce(p.day_estimated, 0),
+        coalesce(p.day_client_errors, 0), coalesce(p.day_server_errors, 0)
     FROM credits AS c LEFT JOIN (SELECT user_id, number, applied,
             CASE WHEN payload LIKE '{\"type\":\"grant\",%' AND json_valid(payload)
                 THEN coalesce(CAST(json_extract(payload, '$.amount_micro') AS INTEGER), 0) ELSE 0 END AS amount
-        FROM credit_changes) AS h ON h.user_id = c.user_id";
+        FROM credit_changes) AS h ON h.user_id = c.user_id
+    LEFT JOIN usage_pruned AS p ON p.user_id = c.user_id";
+/// For one account: beside the others in one question, SQLite would add up everybody's.
+const DAYS: &str = "SELECT coalesce(sum(requests), 0), coalesce(sum(charged), 0), coalesce(sum(input_tokens), 0),
+        coalesce(sum(cached_tokens), 0), coalesce(sum(output_tokens), 0), coalesce(sum(estimated), 0),
+        coalesce(sum(client_errors), 0), coalesce(sum(server_errors), 0)
+    FROM usage_days WHERE user_id = ?1";
 
 fn books(tx: &Transaction<'_>, filter: &str, account: &str, limit: i64) -> StoreResult<Vec<AccountBooks>> {
     let select = format!("{BOOKS} WHERE {filter} GROUP BY c.user_id ORDER BY c.user_id LIMIT ?2");
     let mut statement = tx.prepare_cached(&select).map_err(failed)?;
     let rows = statement.query_map(params![account, limit], read).map_err(failed)?;
-    rows.map(|row| row.map_err(failed)?).collect()
+    let mut found: Vec<AccountBooks> = rows.map(|row| row.map_err(failed)?).collect::<StoreResult<_>>()?;
+    let mut days = tx.prepare_cached(DAYS).map_err(failed)?;
+    for books in &mut found {
+        books.days.sums = days.query_row([books.account.as_str()], |row| figures(row, 0)).map_err(failed)?;
+    }
+    Ok(found)
 }
 
 /// The outer result is SQLite's, the inner one says whether the row makes sense.
@@ -65,20 +82,22 @@ fn read(row: &Row<'_>) -> rusqlite::Result<StoreResult<AccountBooks>> {
             newest_applied: number(18)?,
             pruned: row.get(19)?,
         },
+        days: DayBooks { rolled: number(20)?, sums: Figures::default(), pruned: figures(row, 21)? },
     };
     Ok(Ok(books))
 }
 
 fn charged(tx: &Transaction<'_>, span: &UsageSpan, limit: u32) -> StoreResult<SpanCharged> {
     let (account, after, upto) = (span.account.as_str(), int(span.after), int(span.upto));
-    let select = "SELECT coalesce(sum(charged), 0), count(*), coalesce(max(seq), 0) FROM (SELECT charged, seq
-        FROM usage_logs WHERE user_id = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4)";
+    let select = "SELECT count(*), coalesce(sum(charged), 0), coalesce(sum(input_tokens), 0),
+            coalesce(sum(cached_tokens), 0), coalesce(sum(output_tokens), 0), coalesce(sum(estimated), 0),
+            coalesce(sum(status BETWEEN 400 AND 499), 0), coalesce(sum(status >= 500), 0), coalesce(max(seq), 0)
+        FROM (SELECT * FROM usage_logs WHERE user_id = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4)";
     let mut statement = tx.prepare_cached(select).map_err(failed)?;
-    let sums = statement.query_row(params![account, after, upto, limit], |row| {
-        Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
-    });
-    let (micro, rows, newest) = sums.map_err(failed)?;
-    let reached = if rows < i64::from(limit) { upto } else { newest };
+    let sums =
+        statement.query_row(params![account, after, upto, limit], |row| Ok((figures(row, 0)?, row.get::<_, i64>(8)?)));
+    let (figures, newest) = sums.map_err(failed)?;
+    let reached = if figures.requests < i64::from(limit) { upto } else { newest };
     let select = "SELECT coalesce(sum(micro), 0) FROM (
         SELECT DISTINCT seq, CAST(json_extract(event, '$.charged_micro') AS INTEGER) AS micro FROM dead_letters AS d
         WHERE user_id = ?1 AND seq > ?2 AND seq <= ?3
@@ -86,8 +105,8 @@ fn charged(tx: &Transaction<'_>, span: &UsageSpan, limit: u32) -> StoreResult<Sp
             AND NOT EXISTS (SELECT 1 FROM usage_logs WHERE user_id = d.user_id AND seq = d.seq))";
     let mut statement = tx.prepare_cached(select).map_err(failed)?;
     let letters: i64 = statement.query_row(params![account, after, reached], |row| row.get(0)).map_err(failed)?;
-    let micro = micro.checked_add(letters).ok_or(StoreError::Invalid("the sum of the usage"))?;
-    Ok(SpanCharged { micro, upto: uint(reached) })
+    let micro = figures.charged.checked_add(letters).ok_or(StoreError::Invalid("the sum of the usage"))?;
+    Ok(SpanCharged { micro, upto: uint(reached), figures })
 }
 
 fn mend(tx: &Transaction<'_>, request: &MendRequest) -> StoreResult<bool> {

@@ -1,7 +1,5 @@
 //! Old usage and dead letters, taken away in slices so that no commit waits long for them.
 
-use std::collections::BTreeMap;
-
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -50,25 +48,33 @@ impl SqliteStore {
     }
 }
 
-/// The time in a request's id (UUIDv7) is what counts, as in Postgres, and there is an index on it.
+/// The time in a request's id (UUIDv7) is what counts, as in Postgres, and there is an index on it. Rows that are in no day
+/// yet stay for now.
 fn prune_usage(tx: &Transaction<'_>, until: Micros) -> StoreResult<u64> {
     let mut first = [0; 16];
     first[..6].copy_from_slice(&(until / 1_000).to_be_bytes()[2..]);
-    let delete = "DELETE FROM usage_logs WHERE rowid IN
-        (SELECT rowid FROM usage_logs WHERE request_id < ?1 ORDER BY request_id LIMIT ?2) RETURNING user_id, charged";
-    let mut statement = tx.prepare_cached(delete).map_err(failed)?;
-    let read = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?));
-    let rows = statement.query_map(params![first, int(SLICE_ROWS)], read).map_err(failed)?;
-    let gone: Vec<(String, i64)> = rows.collect::<Result<_, _>>().map_err(failed)?;
-    let mut sums: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
-    for (user, charged) in &gone {
-        let sum = sums.entry(user).or_default();
-        *sum = (sum.0.saturating_add(*charged), sum.1 + 1);
-    }
-    for (user, (charged, rows)) in sums {
-        note_pruned(tx, user, charged, rows)?;
-    }
-    Ok(gone.len() as u64)
+    let old = "SELECT u.rowid FROM usage_logs AS u JOIN usage_rolled AS r ON r.user_id = u.user_id AND u.seq <= r.seq
+        WHERE u.request_id < ?1 ORDER BY u.request_id LIMIT ?2";
+    let sums = format!(
+        "INSERT INTO usage_pruned AS known
+        SELECT user_id, sum(charged), count(*), ?3, count(*), sum(charged), sum(input_tokens), sum(cached_tokens),
+            sum(output_tokens), sum(estimated), sum(status BETWEEN 400 AND 499), sum(status >= 500)
+        FROM usage_logs WHERE rowid IN ({old}) GROUP BY user_id
+        ON CONFLICT (user_id) DO UPDATE SET charged = charged + excluded.charged, rows = rows + excluded.rows,
+            until = max(coalesce(until, 0), excluded.until), day_requests = day_requests + excluded.day_requests,
+            day_charged = day_charged + excluded.day_charged,
+            day_input_tokens = day_input_tokens + excluded.day_input_tokens,
+            day_cached_tokens = day_cached_tokens + excluded.day_cached_tokens,
+            day_output_tokens = day_output_tokens + excluded.day_output_tokens,
+            day_estimated = day_estimated + excluded.day_estimated,
+            day_client_errors = day_client_errors + excluded.day_client_errors,
+            day_server_errors = day_server_errors + excluded.day_server_errors"
+    );
+    let (limit, until) = (int(SLICE_ROWS), int(until));
+    tx.prepare_cached(&sums).and_then(|mut sums| sums.execute(params![first, limit, until])).map_err(failed)?;
+    let delete = format!("DELETE FROM usage_logs WHERE rowid IN ({old})");
+    let gone = tx.prepare_cached(&delete).and_then(|mut delete| delete.execute(params![first, limit]));
+    Ok(gone.map_err(failed)? as u64)
 }
 
 /// A letter whose usage is no row is all that stands for what was charged.

@@ -13,13 +13,13 @@ use super::super::usage_sums::{
     self, AccountDay, DayRow, Dimension, Figures, MODEL_CHARS, RolledUp, SumsRequest, UsageSum, UsageSums,
 };
 use super::super::{Page, StoreError, StoreResult};
-use super::{SqliteStore, failed};
+use super::{SqliteStore, failed, identity};
 use crate::ledger::AccountId;
 
 /// Accounts of one step, and sequence numbers of all of them together.
 const ACCOUNTS_MAX: usize = 500;
 const SEQS_MAX: u64 = 5_000;
-const DAY_US: i64 = 24 * 3600 * 1_000_000;
+pub(super) const DAY_US: i64 = 24 * 3600 * 1_000_000;
 
 const FIGURES: &str = "sum(requests), sum(charged), sum(input_tokens), sum(cached_tokens), sum(output_tokens),
     sum(estimated), sum(client_errors), sum(server_errors)";
@@ -81,7 +81,7 @@ fn known_models(tx: &Transaction<'_>, rows: &[DayRow]) -> StoreResult<HashMap<Ac
     Ok(known)
 }
 
-fn figures(row: &Row<'_>, first: usize) -> rusqlite::Result<Figures> {
+pub(super) fn figures(row: &Row<'_>, first: usize) -> rusqlite::Result<Figures> {
     Ok(Figures {
         requests: row.get(first)?,
         charged: row.get(first + 1)?,
@@ -136,6 +136,17 @@ fn add(tx: &Transaction<'_>, spans: &[UsageSpan], rows: &[DayRow]) -> StoreResul
         insert.execute(values).map_err(failed)?;
     }
     Ok(())
+}
+
+fn redo(tx: &Transaction<'_>, account: &AccountId, actor: &str) -> StoreResult<bool> {
+    let id = account.as_str();
+    let delete = "DELETE FROM usage_days WHERE user_id = ?1
+        AND day >= coalesce((SELECT until / ?2 FROM usage_pruned WHERE user_id = ?1), 0)";
+    let rows = tx.execute(delete, params![id, DAY_US]).map_err(failed)?;
+    tx.execute("UPDATE usage_rolled SET seq = 0 WHERE user_id = ?1", [id]).map_err(failed)?;
+    let detail = serde_json::json!({ "rows": rows }).to_string();
+    identity::audit(tx, actor, "books.redo_days", Some(account), &detail)?;
+    Ok(true)
 }
 
 fn sums(tx: &Transaction<'_>, request: &SumsRequest) -> StoreResult<Page<UsageSum>> {
@@ -208,6 +219,11 @@ impl UsageSums for SqliteStore {
         let passed = spans.iter().map(|span| span.upto - span.after).sum();
         self.threads.write(move |tx| add(tx, &spans, &rows)).await?;
         Ok(RolledUp { passed, last })
+    }
+
+    async fn redo_days(&self, account: &AccountId, actor: &str) -> StoreResult<bool> {
+        let (account, actor) = (account.clone(), actor.to_owned());
+        self.threads.write(move |tx| redo(tx, &account, &actor)).await
     }
 
     async fn usage_sums(&self, request: SumsRequest) -> StoreResult<Page<UsageSum>> {

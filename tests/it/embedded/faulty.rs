@@ -117,6 +117,10 @@ impl UsageSums for Faulty {
         self.inner.roll_up(only, after).await
     }
 
+    async fn redo_days(&self, account: &AccountId, actor: &str) -> StoreResult<bool> {
+        self.inner.redo_days(account, actor).await
+    }
+
     async fn usage_sums(&self, request: usage_sums::SumsRequest) -> StoreResult<Page<usage_sums::UsageSum>> {
         self.inner.usage_sums(request).await
     }

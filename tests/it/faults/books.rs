@@ -64,6 +64,11 @@ fn found(gate: &Faregate, arguments: &[&str]) -> Vec<String> {
 /// Three users who used something, and whose usage is in the store.
 async fn used(kind: Kind) -> Scene {
     let scene = Scene::start(kind);
+    use_credits(&scene).await;
+    scene
+}
+
+async fn use_credits(scene: &Scene) {
     for (user, credits) in [("ann", "10"), ("bob", "20"), ("eve", "30")] {
         let key = scene.gate.user(user, credits).await;
         for _ in 0..3 {
@@ -74,14 +79,17 @@ async fn used(kind: Kind) -> Scene {
         scene.gate.usage_of(user, 3).await;
         healed(&scene.gate, user).await;
     }
+    // A report adds up by day what is not yet.
+    let report = scene.gate.admin(hyper::Method::GET, "/admin/v1/usage", None).await;
+    assert_eq!(report.status, 200, "{}", report.text());
     assert_eq!(found(&scene.gate, &[]), Vec::<String>::new());
-    scene
 }
 
 /// Statements that change the books of ann, what undoes them, and what the audit finds.
 fn tampers() -> Vec<(String, String, Vec<&'static str>)> {
     let change = "UPDATE credits SET";
     let (grants, usage) = ("UPDATE credit_grants SET", "UPDATE usage_logs SET");
+    let days = "UPDATE usage_days SET";
     let ann = "WHERE user_id = 'ann'";
     vec![
         (
@@ -122,7 +130,22 @@ fn tampers() -> Vec<(String, String, Vec<&'static str>)> {
         (
             format!("{usage} charged = charged + 7 {ann} AND seq = 3"),
             format!("{usage} charged = charged - 7 {ann} AND seq = 3"),
-            vec!["ann charged -0.000007"],
+            vec!["ann charged -0.000007", "ann day_charged -0.000007"],
+        ),
+        (
+            format!("{days} charged = charged + 5 {ann}"),
+            format!("{days} charged = charged - 5 {ann}"),
+            vec!["ann day_charged 0.000005"],
+        ),
+        (
+            format!("{days} requests = requests - 1, server_errors = server_errors + 1 {ann}"),
+            format!("{days} requests = requests + 1, server_errors = server_errors - 1 {ann}"),
+            vec!["ann day_requests -1", "ann day_marks 1"],
+        ),
+        (
+            "UPDATE usage_rolled SET seq = seq + 1000 WHERE user_id = 'ann'".to_owned(),
+            "UPDATE usage_rolled SET seq = seq - 1000 WHERE user_id = 'ann'".to_owned(),
+            vec!["ann day_sequence 1000"],
         ),
         (
             "UPDATE credit_changes SET applied = (1 = 0) WHERE user_id = 'ann'".to_owned(),
@@ -152,7 +175,8 @@ async fn tampering_with_the_store_is_found(kind: Kind) {
         scene.sql(&undo);
     }
     scene.sql("DELETE FROM usage_logs WHERE user_id = 'ann' AND seq = 2");
-    assert_eq!(found(&scene.gate, &["--account", "ann"]), ["ann charged 1"]);
+    let gone = ["ann charged 1", "ann day_requests 1", "ann day_charged 1", "ann day_tokens 20"];
+    assert_eq!(found(&scene.gate, &["--account", "ann"]), gone);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -163,6 +187,63 @@ async fn tampering_with_sqlite_is_found() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tampering_with_postgres_is_found() {
     tampering_with_the_store_is_found(Kind::Redis).await;
+}
+
+/// Where the usage rows of three months ago are gone, what they had added to the days is still proven; what is wrong there is
+/// told to be beyond repair.
+async fn the_days_are_proven_without_their_rows(kind: Kind) {
+    let mut scene = Scene::with(kind, Options::new().set("store.usage_retention_months", 1));
+    use_credits(&scene).await;
+    let old_id = match kind {
+        Kind::Embedded => {
+            "unhex(printf('%012x', (unixepoch('now') - 95 * 86400) * 1000) || substr(hex(request_id), 13))"
+        }
+        Kind::Redis => {
+            "(lpad(to_hex((extract(epoch FROM now() - interval '95 days') * 1000)::bigint), 12, '0')
+                || substr(replace(request_id::text, '-', ''), 13))::uuid"
+        }
+    };
+    // One of three rows; with it goes a third of what the day says.
+    scene.sql(&format!("UPDATE usage_logs SET request_id = {old_id} WHERE user_id = 'ann' AND seq = 2"));
+    assert!(tokio::task::block_in_place(|| scene.gate.terminate()).success());
+    tokio::task::block_in_place(|| scene.gate.restart());
+    eventually(Duration::from_secs(20), "the old row is gone", || async {
+        (scene.number("SELECT count(*) FROM usage_logs WHERE user_id = 'ann'") == 2).then_some(())
+    })
+    .await;
+    assert_eq!(scene.number("SELECT day_charged FROM usage_pruned WHERE user_id = 'ann'"), 1_000_000);
+    assert_eq!(found(&scene.gate, &[]), Vec::<String>::new());
+    let row = "user_id, DAY, model, route, key_id, requests / 3, charged / 3, input_tokens / 3, cached_tokens / 3,
+        output_tokens / 3, estimated / 3, 0, 0";
+    let split = format!(
+        "INSERT INTO usage_days SELECT {} FROM usage_days WHERE user_id = 'ann'",
+        row.replace("DAY", "day - 95")
+    );
+    scene.sql(&split);
+    let thirds = "requests = requests * 2 / 3, charged = charged * 2 / 3, input_tokens = input_tokens * 2 / 3,
+        cached_tokens = cached_tokens * 2 / 3, output_tokens = output_tokens * 2 / 3, estimated = estimated * 2 / 3";
+    let newest = "user_id = 'ann' AND day = (SELECT max(day) FROM usage_days WHERE user_id = 'ann')";
+    scene.sql(&format!("UPDATE usage_days SET {thirds} WHERE {newest}"));
+    assert_eq!(found(&scene.gate, &[]), Vec::<String>::new(), "on their own days");
+
+    // A day whose rows are there is added up anew.
+    scene.sql(&format!("UPDATE usage_days SET charged = charged + 7 WHERE {newest}"));
+    assert_eq!(repaired(&scene.gate), ["ann day_charged 0.000007", "ann mended"]);
+    assert_eq!(found(&scene.gate, &[]), Vec::<String>::new());
+    // One whose rows are gone is not.
+    scene.sql(&format!("UPDATE usage_days SET charged = charged + 7 WHERE user_id = 'ann' AND NOT ({newest})"));
+    assert_eq!(repaired(&scene.gate), ["ann day_charged 0.000007", "ann beyond"]);
+    assert_eq!(found(&scene.gate, &[]), ["ann day_charged 0.000007"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_days_are_proven_without_their_rows_in_sqlite() {
+    the_days_are_proven_without_their_rows(Kind::Embedded).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_days_are_proven_without_their_rows_in_postgres() {
+    the_days_are_proven_without_their_rows(Kind::Redis).await;
 }
 
 /// The key of an account in Redis.
@@ -272,7 +353,8 @@ async fn tampering_is_mended(kind: Kind) {
     assert_eq!(micro_of(&before) - micro_of(&after), 12);
     // A usage row that is gone was not used.
     scene.sql("DELETE FROM usage_logs WHERE user_id = 'ann' AND seq = 2");
-    assert_eq!(repaired(&scene.gate), ["ann charged 1", "ann mended"]);
+    let gone = ["ann charged 1", "ann day_requests 1", "ann day_charged 1", "ann day_tokens 20", "ann mended"];
+    assert_eq!(repaired(&scene.gate), gone);
     assert_eq!(found(&scene.gate, &[]), Vec::<String>::new());
     assert_eq!(micro_of(&scene.gate.show("ann").await) - micro_of(&after), 1_000_000);
 }

@@ -7,6 +7,7 @@ mod ledger_out;
 mod load;
 mod replicas;
 mod spending;
+mod start;
 mod store_out;
 
 use std::time::Duration;

@@ -6,6 +6,7 @@ use faregate::store::{PageRequest, Retention, StoreError};
 use faregate::usage::Usage;
 use uuid::Uuid;
 
+use super::usage_sums::roll_up;
 use super::{Under, assert_books, batch, change, funded, grant, id, settled};
 
 suite!(live_grants_are_bounded, a_sum_that_rows_have_left_since_mends_nothing, hostile_cursors_are_refused);
@@ -58,6 +59,7 @@ async fn a_sum_that_rows_have_left_since_mends_nothing(under: Under) {
     let request =
         |used, pruned| MendRequest { account: id("u"), upto: 3, used, pruned, hint: None, actor: "test".into() };
     assert!(!under.store.mend(request(42, 0)).await.unwrap());
+    roll_up(&under).await;
     let retention = Retention { usage_months: 1, dead_letter_days: 0 };
     assert_eq!(under.store.keep(retention).await.unwrap().usage_rows, 1);
     let late = under.store.mend(request(42, 0)).await;

@@ -3,6 +3,7 @@
 use faregate::store::Retention;
 use faregate::store::upkeep::Pruned;
 
+use super::usage_sums::roll_up;
 use super::*;
 
 suite!(old_usage_goes_and_the_books_stay, old_dead_letters_go_and_the_books_stay, dead_letters_come_in_pages);
@@ -13,7 +14,9 @@ fn months_ago(account: &str, seq: u64, micro: i64, months: i64) -> Event {
     let then = month.checked_sub(jiff::Span::new().months(months)).unwrap().to_zoned(jiff::tz::TimeZone::UTC).unwrap();
     let ms = u64::try_from(then.timestamp().as_millisecond()).unwrap() + 1_000;
     let since = uuid::Timestamp::from_unix(uuid::NoContext, ms / 1_000, 0);
-    let usage = Usage { request_id: Uuid::new_v7(since), route: "chat".into(), status: 200, ..Usage::default() };
+    let (request_id, output_tokens) = (Uuid::new_v7(since), 3);
+    let usage =
+        Usage { request_id, route: "chat".into(), status: 200, created_at_ms: ms, output_tokens, ..Usage::default() };
     Event { usage: usage.encode(), ..settled(account, seq, 1, micro) }
 }
 
@@ -33,12 +36,15 @@ async fn old_usage_goes_and_the_books_stay(under: Under) {
     assert_eq!(under.store.keep(Retention::default()).await.unwrap(), Pruned::default());
     assert_eq!(kept().await, 5, "for ever");
     let retention = Retention { usage_months: 2, dead_letter_days: 0 };
+    assert_eq!(under.store.keep(retention).await.unwrap().usage_rows, 0, "not before it is added up by day");
+    roll_up(&under).await;
     assert_eq!(under.store.keep(retention).await.unwrap().usage_rows, 3);
     assert_eq!(under.sql("SELECT user_id, seq FROM usage_logs ORDER BY user_id, seq"), ["a|4", "b|3"]);
     assert_eq!(under.sql("SELECT user_id, charged, rows FROM usage_pruned ORDER BY user_id"), ["a|30|2", "b|80|1"]);
     assert_eq!(under.store.keep(retention).await.unwrap(), Pruned::default(), "once");
     // What comes late for a month that is gone is written all the same, and goes the next time.
     under.store.flush(batch(3, vec![months_ago("a", 5, 320, 3)])).await.unwrap();
+    roll_up(&under).await;
     assert_eq!(under.store.keep(retention).await.unwrap().usage_rows, 1);
     assert_eq!(under.sql("SELECT charged, rows FROM usage_pruned WHERE user_id = 'a'"), ["350|3"]);
     let wrong = under.sql(
@@ -127,6 +133,7 @@ async fn upkeep_by_many_at_once_is_done_once() {
     funded(&under, "u").await;
     let events = (0..40).map(|number| months_ago("u", number + 2, 1, i64::try_from(number % 4).unwrap())).collect();
     under.store.flush(batch(1, events)).await.unwrap();
+    roll_up(&under).await;
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..4 {
         let store = under.store.clone();

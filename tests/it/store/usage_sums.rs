@@ -1,6 +1,7 @@
 //! Usage by day: exactly once, bounded, and never by reading all rows.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use bytes::Bytes;
 use faregate::ledger::{AccountId, Event};
@@ -43,7 +44,7 @@ fn used(account: &str, seq: u64, day: i32, model: Option<&str>, micro: i64) -> E
     Event { usage: usage.encode(), ..settled(account, seq, 1, micro) }
 }
 
-async fn roll_up(under: &Under) {
+pub(super) async fn roll_up(under: &Under) {
     let mut after: Option<AccountId> = None;
     loop {
         after = under.store.roll_up(None, after.as_ref()).await.unwrap().last;
@@ -220,13 +221,79 @@ async fn the_books_are_summed_up_in_pieces(under: Under) {
     assert_eq!(under.store.books_of(&id("nobody")).await.unwrap(), None);
 }
 
-/// Ten million rows in the torture, fewer in the tests: no question reads a table of usage from end to end, and what it
+/// Ten million rows in the torture, fewer in the tests.
+fn many_rows() -> u64 {
+    std::env::var("FAREGATE_USAGE_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(200_000)
+}
+
+/// How long the questions of the usage API take over so many rows: printed, for people.
+async fn tell_times(under: &Under, rows: u64) {
+    let account = Some(id("g7"));
+    let page = async || drop(under.store.usage(&id("g7"), PageRequest::default()).await.unwrap());
+    let own = SumsRequest { account: account.clone(), ..asked(&[Dimension::Day, Dimension::Model]) };
+    let own_month = SumsRequest { from: Some(days_now() - 30), ..own.clone() };
+    let all = asked(&[Dimension::Day, Dimension::Model, Dimension::Route, Dimension::Key]);
+    let yesterday = SumsRequest { from: Some(days_now() - 1), ..asked(&[Dimension::User]) };
+    let began = Instant::now();
+    page().await;
+    eprintln!("{rows} rows: a page of usage {:?}", began.elapsed());
+    let questions =
+        [("own", own), ("own month", own_month), ("everybody's", all), ("since yesterday by user", yesterday)];
+    for (name, question) in questions {
+        let began = Instant::now();
+        let found = under.store.usage_sums(question).await.unwrap().data.len();
+        eprintln!("{rows} rows: {name}: {found} sums {:?}", began.elapsed());
+    }
+}
+
+fn days_now() -> i32 {
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() / 86_400;
+    i32::try_from(now).unwrap()
+}
+
+/// As [`no_question_reads_all_usage`], in SQLite.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_question_reads_all_usage_in_sqlite() {
+    let under = Under::sqlite().await;
+    let rows = many_rows();
+    let users = 100;
+    under.run(&format!(
+        "CREATE TEMP TABLE g (n INTEGER); CREATE TEMP TABLE k (n INTEGER);
+        WITH RECURSIVE s (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM s WHERE n < {users} - 1) INSERT INTO g SELECT n FROM s;
+        WITH RECURSIVE s (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM s WHERE n < {rows} - 1) INSERT INTO k SELECT n FROM s;
+        INSERT INTO users (id, plan, status, created_at) SELECT 'g' || n, 'free', 'active', 0 FROM g;
+        INSERT INTO credits (user_id, seq, charged) SELECT 'g' || n, {rows} / {users}, {rows} / {users} FROM g;
+        INSERT INTO usage_logs (user_id, seq, request_id, key_id, route, model, status, charged, input_tokens, cached_tokens,
+                output_tokens, estimated, streamed, latency_ms, created_at, settled_at)
+            SELECT 'g' || (n % {users}), n / {users} + 1,
+                unhex(printf('%012x', (unixepoch('now') - n % 30 * 86400) * 1000) || printf('%020x', n)), 'k' || (n % 3), 'chat',
+                'm' || (n % 7), 200, 1, 1, 0, 1, 0, 0, 5, (unixepoch('now') - n % 30 * 86400) * 1000000, 0 FROM k;
+        ANALYZE"
+    ));
+    let began = Instant::now();
+    roll_up(&under).await;
+    eprintln!("{rows} rows: added up in {:?}", began.elapsed());
+    let all = sums(&under, asked(&[Dimension::Model])).await;
+    assert_eq!(all.values().map(|(requests, _)| *requests).sum::<i64>(), i64::try_from(rows).unwrap());
+    tell_times(&under, rows).await;
+    for question in [
+        "SELECT seq, charged FROM usage_logs WHERE user_id = 'g7' AND seq < 9223372036854775807 ORDER BY seq DESC LIMIT 51",
+        "SELECT created_at / 86400000000, count(*) FROM usage_logs WHERE user_id = 'g7' AND seq > 100 AND seq <= 160 GROUP BY 1",
+        "SELECT day, model, sum(charged) FROM usage_days WHERE user_id = 'g7' GROUP BY day, model ORDER BY day, model",
+        "SELECT day, sum(charged) FROM usage_days WHERE day >= 20000 GROUP BY day ORDER BY day",
+    ] {
+        let plan = under.sql(&format!("EXPLAIN QUERY PLAN {question}")).join("\n");
+        assert!(plan.contains("SEARCH ") && !plan.contains("SCAN "), "{question}\n{plan}");
+    }
+}
+
+/// No question reads a table of usage from end to end, and what it
 /// reads does not grow with the table.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_question_reads_all_usage() {
     let under = Under::postgres().await;
     funded(&under, "u").await;
-    let rows = std::env::var("FAREGATE_USAGE_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(200_000_u64);
+    let rows = many_rows();
     let users = 100;
     under.sql(&format!(
         "INSERT INTO users SELECT 'g' || n, NULL, 'free', 'active', now() FROM generate_series(0, {users} - 1) n;
@@ -238,8 +305,11 @@ async fn no_question_reads_all_usage() {
             FROM generate_series(0, {rows} - 1) n;
         ANALYZE usage_logs; ANALYZE credits"
     ));
+    let began = Instant::now();
     roll_up(&under).await;
+    eprintln!("{rows} rows: added up in {:?}", began.elapsed());
     under.sql("ANALYZE usage_days; ANALYZE usage_rolled");
+    tell_times(&under, rows).await;
     let all = sums(&under, asked(&[Dimension::Model])).await;
     assert_eq!(all.values().map(|(requests, _)| *requests).sum::<i64>(), i64::try_from(rows).unwrap());
     let explain = |sql: &str| under.sql(&format!("EXPLAIN (ANALYZE, BUFFERS) {sql}")).join("\n");
