@@ -2,7 +2,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test torture test-clients test-api test-web web load fuzz bench bench-setup bench-footprint bench-micro bench-usage bench-flush fmt lint licences
+.PHONY: help run build test torture test-clients test-api test-rules test-web web load fuzz bench bench-setup bench-footprint bench-micro bench-usage bench-flush fmt lint licences
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ web: ## Builds the billing page and the console into web/dist, which the program
 
 test-api: ## A running gateway driven from its OpenAPI documents, by schemathesis
 	scripts/test-api.sh
+
+test-rules: ## The Prometheus alert rules and their tests, by promtool
+	scripts/test-rules.sh
 
 load: ## The load tests by k6, each with an audit of the books after it; LOAD_LEDGER=redis for Redis and Postgres
 	scripts/load.sh

@@ -1,5 +1,6 @@
 //! Builds everything, hands each room its parts, and takes it all down again in order.
 
+mod ages;
 pub mod backend;
 pub mod data_dir;
 mod demo;
@@ -126,6 +127,7 @@ impl Front<'_> {
         faces.spawn("admin listener", admin.run(backend.admin(), faces.stop.clone()));
         self.directory.announce(admin_address, &self.token)?;
         let token_file: Option<PathBuf> = self.config.admin_token.is_none().then(|| self.directory.admin_token_path());
+        ages::note(&self.metrics, &self.config, token_file.as_deref());
         let greeting = Greeting {
             config: &self.config,
             listener,

@@ -1,8 +1,10 @@
 //! Metrics and logs. Labels are bounded: route names and outcomes, never users, models or anything that a client sends.
 
+mod exhausted;
 mod logs;
 mod process;
 
+pub use exhausted::Exhausted;
 pub use logs::{catch_panics, init};
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -64,8 +66,33 @@ pub struct Metrics {
     pub stripe_calls: IntCounterVec,
     /// `result`: paid, declined, capped, void.
     pub auto_topups: IntCounterVec,
+    /// Payments as Stripe told of them; `result`: paid, failed, refunded, disputed.
+    pub payments: IntCounterVec,
+    /// Accounts that ran dry lately.
+    pub exhausted: Exhausted,
+    /// Of the last audit that came to its end: accounts proven or shown to differ, equations that do not hold, when.
+    pub audit_accounts: IntGauge,
+    pub audit_differences: IntGauge,
+    pub audit_finished: IntGauge,
+    /// Seconds since 1970, by `certificate` (listener); there only with TLS.
+    pub certificate_expiry: IntGaugeVec,
+    /// Seconds since 1970, by `secret` (admin_token, tls_key): when the file was changed last that was read at start.
+    pub secret_modified: IntGaugeVec,
     pub panics: IntCounter,
 }
+
+/// Labels that are known beforehand: series that begin at zero show the first failure as an increase.
+const KNOWN: [(&str, &[&str]); 9] = [
+    ("credits", &["reserved", "settled", "released", "abandoned", "estimated", "uncharged"]),
+    ("ledger_calls", &["answered"]),
+    ("reopened_entries", &["recovered", "missing", "claimed"]),
+    ("key_lookups", &["found", "unknown", "error"]),
+    ("billing_webhooks", &["stored", "duplicate", "malformed", "wrong", "stale", "unreadable", "failed"]),
+    ("billing_events", &["pending", "parked"]),
+    ("billing_attempts", &["processed", "ignored", "retry", "parked"]),
+    ("stripe_calls", &["ok", "refused", "failed"]),
+    ("payments", &["paid", "failed", "refunded", "disputed"]),
+];
 
 impl Metrics {
     pub fn new() -> Result<Metrics, prometheus::Error> {
@@ -77,7 +104,7 @@ impl Metrics {
             .set(1);
         registry.register(Box::new(process::Process::new()?))?;
         let sizes = vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
-        Ok(Metrics {
+        let metrics = Metrics {
             requests: make.counters("faregate_requests_total", "Requests", &["route", "outcome"])?,
             added_latency: make.histograms(
                 "faregate_added_latency_seconds",
@@ -140,9 +167,50 @@ impl Metrics {
             )?,
             stripe_calls: make.counters("faregate_stripe_calls_total", "Calls to Stripe", &["result"])?,
             auto_topups: make.counters("faregate_auto_topups_total", "Packs bought by themselves", &["result"])?,
+            payments: make.counters("faregate_payments_total", "Payments as Stripe told of them", &["result"])?,
+            exhausted: make.keep(Exhausted::new()?)?,
+            audit_accounts: make.gauge("faregate_audit_accounts", "Accounts that the last audit looked at")?,
+            audit_differences: make
+                .gauge("faregate_audit_differences", "Equations of the books that did not hold at the last audit")?,
+            audit_finished: make
+                .gauge("faregate_audit_finished_timestamp_seconds", "When the last audit came to its end")?,
+            certificate_expiry: make.gauges(
+                "faregate_tls_certificate_expiry_timestamp_seconds",
+                "When the certificate ends",
+                &["certificate"],
+            )?,
+            secret_modified: make.gauges(
+                "faregate_secret_modified_timestamp_seconds",
+                "When the file with a secret was changed last",
+                &["secret"],
+            )?,
             panics: make.counter("faregate_panics_total", "Panics caught")?,
             registry,
-        })
+        };
+        metrics.begin_at_zero();
+        Ok(metrics)
+    }
+
+    fn begin_at_zero(&self) {
+        for (name, labels) in KNOWN {
+            for label in labels {
+                let counters = match name {
+                    "credits" => &self.credits,
+                    "ledger_calls" => &self.ledger_calls,
+                    "reopened_entries" => &self.reopened_entries,
+                    "key_lookups" => &self.key_lookups,
+                    "billing_webhooks" => &self.billing_webhooks,
+                    "billing_attempts" => &self.billing_attempts,
+                    "stripe_calls" => &self.stripe_calls,
+                    "payments" => &self.payments,
+                    _ => {
+                        self.billing_events.with_label_values(&[label]).set(0);
+                        continue;
+                    }
+                };
+                counters.with_label_values(&[label]);
+            }
+        }
     }
 }
 

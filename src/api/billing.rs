@@ -132,9 +132,13 @@ pub(crate) async fn webhook(
         tracing::error!(event = event.id, "an event of Stripe's other mode came; it is parked");
     }
     let id = event.id.clone();
+    let payment = payment(&event.event_type);
     match api.store.insert_event(event).await {
         Ok(fresh) => {
             count(if fresh { "stored" } else { "duplicate" });
+            if let Some(result) = payment.filter(|_| fresh) {
+                api.metrics.payments.with_label_values(&[result]).inc();
+            }
             billing.wake.notify_one();
             Ok(json(StatusCode::OK, &Received { received: true }))
         }
@@ -144,6 +148,17 @@ pub(crate) async fn webhook(
             Err(Problem::unavailable("the event could not be stored"))
         }
     }
+}
+
+/// What an event says of a payment.
+fn payment(kind: &str) -> Option<&'static str> {
+    Some(match kind {
+        "invoice.paid" | "checkout.session.async_payment_succeeded" => "paid",
+        "invoice.payment_failed" | "checkout.session.async_payment_failed" => "failed",
+        "charge.refunded" => "refunded",
+        "charge.dispute.created" => "disputed",
+        _ => return None,
+    })
 }
 
 fn mode(live: bool) -> &'static str {

@@ -30,6 +30,7 @@ impl Default for Config {
             server: Server::default(),
             tls: Tls::default(),
             shed: Shed::default(),
+            audit: Audit::default(),
             metering: Metering::default(),
             cors: Cors::default(),
             reports: Reports::default(),
@@ -242,6 +243,12 @@ impl Default for Metering {
 impl Default for Reports {
     fn default() -> Reports {
         Reports { heavy_messages_per_day: 50, near_limit_percent: 20 }
+    }
+}
+
+impl Default for Audit {
+    fn default() -> Audit {
+        Audit { interval_ms: 24 * 3600 * 1_000 }
     }
 }
 

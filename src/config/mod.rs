@@ -45,6 +45,7 @@ pub struct Config {
     pub server: Server,
     pub tls: Tls,
     pub shed: Shed,
+    pub audit: Audit,
     pub metering: Metering,
     pub cors: Cors,
     pub reports: Reports,
@@ -394,6 +395,14 @@ pub struct Tls {
     /// PEM files; both or none.
     pub certificate: Option<PathBuf>,
     pub key: Option<PathBuf>,
+}
+
+/// The books, proven now and then by each replica.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// 0: only when it is asked for.
+    pub interval_ms: u64,
 }
 
 /// The cheap limits before the ledger is asked; per replica.

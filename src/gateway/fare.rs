@@ -69,7 +69,12 @@ pub(super) async fn take(
                 None => Err(Refusal::Ledger { refusal: hold::Refusal::Unavailable, asked: ask.amount }),
             }
         }
-        Err(refusal) => Err(Refusal::Ledger { refusal, asked: ask.amount }),
+        Err(refusal) => {
+            if matches!(refusal, hold::Refusal::Insufficient { .. }) {
+                worker.shared.metrics.exhausted.note(principal.account.as_str());
+            }
+            Err(Refusal::Ledger { refusal, asked: ask.amount })
+        }
     }
 }
 

@@ -123,10 +123,16 @@ impl Backend {
             },
             users_api,
         );
+        let auditor = Auditor::new(store.clone(), ledger.clone(), shards);
+        if role == Role::Gateway {
+            let interval = Duration::from_millis(config.audit.interval_ms);
+            let watch = bridge::audit::watch(auditor.clone(), interval, metrics.clone(), faces.stop.clone());
+            faces.spawn("audit", watch);
+        }
         let routes_ready = Arc::new(AtomicBool::new(false));
         let ready = routes_ready.clone();
         let admin = admin::router(AdminParts {
-            auditor: Auditor::new(store.clone(), ledger.clone(), shards),
+            auditor,
             store: store.clone(),
             ledger,
             pusher: pusher.clone(),

@@ -6,6 +6,7 @@ mod admission;
 mod api;
 mod billing;
 mod cluster;
+mod docs;
 mod embedded;
 mod faults;
 mod ledger_props;

@@ -8,6 +8,7 @@ mod checks;
 mod compare;
 mod repair;
 mod shards;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 pub use checks::{Check, Finding};
 pub use repair::Repaired;
 pub use shards::{RedisShards, Shards};
+pub use watch::watch;
 
 use self::compare::Compared;
 use crate::ledger::{AccountId, LedgerError, SharedLedger};
