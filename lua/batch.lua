@@ -6,7 +6,7 @@
 --   details, which go into the stream as they are; then the operations, packed one after the other, in pieces that fit on
 --   Lua's stack. An operation is {its length, account's place, code, arguments…} and names its keys by their place after the
 --   session's.
--- meta: {2, epoch, counter, flushed, last time, fenced sessions, 1 while it is closed}. The ledger's clock is Redis's, and never runs
+-- meta: {2, epoch, counter, flushed, last time, fenced sessions, 1 while it is closed, when it was opened anew, or 0}. The ledger's clock is Redis's, and never runs
 --   backwards: it stands still at meta's last time until Redis's has passed it.
 -- session: {last number, 0 live or 1 fenced, reply to the last number}
 -- Answers the packed {code, time, backlogged, counter, flushed, …}: a repeated number gets its first reply.
@@ -14,6 +14,9 @@
 local OK, FENCED, LOST = 0, 1, 2
 local FIRST_KEY = 6
 local META_VERSION = 2
+-- A kept answer's day, and an hour for clocks that differ.
+local RECALLED_FOR = 90000000000
+local SETTLING_IN = 30000000
 
 local number, epoch, backlog_limit, memory_full, prefix_length, seen
 session, number, epoch, backlog_limit, memory_full, prefix_length, seen = cmsgpack.unpack(ARGV[1])
@@ -44,6 +47,8 @@ if #meta[6] > 0 then
   fenced = {}
   for i = 1, #meta[6] do fenced[meta[6][i]] = true end
 end
+settling_in = (meta[8] or 0) > 0 and now < meta[8] + SETTLING_IN
+reopened_lately = (meta[8] or 0) > 0 and now < meta[8] + RECALLED_FOR
 backlogged = memory_full == 1 or meta[3] - meta[4] >= backlog_limit
 
 local made
@@ -122,7 +127,7 @@ while true do
   if ok then break end
   if at_work == 0 or broken[at_work] then error(problem) end
   broken[at_work] = true
-  events, accounts, unpacked, dirty, touched = {}, {}, {}, {}, {}
+  events, accounts, unpacked, dirty, touched, recalled, restored = {}, {}, {}, {}, {}, {}, {}
 end
 
 meta[5] = now
@@ -135,7 +140,7 @@ answers[4], answers[5] = meta[3], meta[4]
 local reply = cmsgpack.pack(answers)
 local sets = {KEYS[5], cmsgpack.pack(meta), KEYS[6], cmsgpack.pack({number, 0, reply})}
 local filled_sets = 4
-local dels, tickets, holding, finished = {}, {}, {}, {}
+local dels, tickets, holding, finished, records = {}, {}, {}, {}, {}
 for place, kind in pairs(dirty) do
   local key, value = KEYS[place + FIRST_KEY], unpacked[place]
   if kind == 'account' then
@@ -145,7 +150,9 @@ for place, kind in pairs(dirty) do
   else
     if kind == 'record' then
       -- The prefix, then `rec:`.
-      local member = string.sub(key, prefix_length + 5)
+      local member, kept, last = string.sub(key, prefix_length + 5), value[4], #records
+      records[last + 1], records[last + 2], records[last + 3], records[last + 4] = member, value[1], value[2], value[3]
+      for i = 1, 4 do records[last + 4 + i] = kept[i] end
       if value[3] == 0 then finished[key] = member else holding[member] = string.format('%.0f', value[2]) end
       kind = cmsgpack.pack(value)
     end
@@ -161,10 +168,12 @@ end
 
 if entry then
   local id = string.format('%.0f-0', meta[3])
-  if ARGV[2] == '' then
-    redis.call('XADD', KEYS[2], id, 'b', entry)
-  else
+  if #records > 0 then
+    redis.call('XADD', KEYS[2], id, 'b', entry, 'd', ARGV[2], 'r', cmsgpack.pack(records))
+  elseif ARGV[2] ~= '' then
     redis.call('XADD', KEYS[2], id, 'b', entry, 'd', ARGV[2])
+  else
+    redis.call('XADD', KEYS[2], id, 'b', entry)
   end
 end
 redis.call('MSET', unpack(sets))
@@ -172,6 +181,7 @@ if #joined > 0 then redis.call('SADD', KEYS[1], unpack(joined)) end
 if #left > 0 then redis.call('SREM', KEYS[1], unpack(left)) end
 if #dels > 0 then redis.call('DEL', unpack(dels)) end
 for key, packed in pairs(tickets) do redis.call('SET', key, packed, 'PX', '20000') end
+for i = 1, #restored do redis.call('ZADD', KEYS[4], unpack(restored[i])) end
 for member, expires_at in pairs(holding) do redis.call('ZADD', KEYS[4], expires_at, member) end
 for key, member in pairs(finished) do
   redis.call('ZREM', KEYS[4], member)

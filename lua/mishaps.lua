@@ -25,14 +25,20 @@ local function pay_debt(account, event)
   for i = 1, #parts, 2 do shift(event, parts[i], -parts[i + 1]) end
 end
 
--- Returns a whole hold. Emits only where returning it changes what the store knows.
-local function return_hold(account, holder, parts)
+-- Returns a whole hold. Answers the event that may tell of it, and whether it was its session's last.
+local function returned(account, holder, parts)
   local event = blank()
   local left_over, last = remove_hold(account, holder, parts)
   for i = 1, #parts, 2 do resolve(account, parts[i], 0, parts[i + 1], event) end
   if left_over then
     for k = 1, #left_over, 2 do resolve(account, left_over[k], 0, left_over[k + 1], event) end
   end
+  return event, last
+end
+
+-- Emits only where returning it changes what the store knows.
+local function return_hold(account, holder, parts)
+  local event, last = returned(account, holder, parts)
   if not is_empty(event) then emit(account, ADJUSTED_EVENT, event) end
   return last
 end

@@ -11,7 +11,10 @@ if values[1] then
 end
 local request = cmsgpack.unpack(ARGV[1])
 local epoch = request[1]
+local clock = redis.call('TIME')
 if request[2] ~= 1 then return cmsgpack.pack({-1, 0, 0, 0}) end
 if redis.call('EXISTS', KEYS[2]) == 1 then return cmsgpack.pack({-2, 0, 0, 0}) end
-redis.call('SET', KEYS[1], cmsgpack.pack({2, epoch, 0, 0, 0, {}, 0}))
+-- Epochs after the first begin with a loss.
+local opened_at = epoch > 0 and tonumber(clock[1]) * 1000000 + tonumber(clock[2]) or 0
+redis.call('SET', KEYS[1], cmsgpack.pack({2, epoch, 0, 0, 0, {}, 0, opened_at}))
 return cmsgpack.pack({epoch, 0, 0, 0})

@@ -5,6 +5,8 @@ local KEPT_HELD, KEPT_CHARGED, KEPT_RELEASED = 1, 2, 3
 local PLAN, TOPUP = 2, 3
 local TICKET_LIFE = 10000000
 local RECORD_KEPT = 86400000000
+local API_HOLDS_MAX = 1000
+local ADJUST = 5
 
 local function available(account)
   if account[FROZEN] == 1 then return 0 end
@@ -50,7 +52,8 @@ local function release(account, op)
   return {RELEASED, 0}
 end
 
--- Records: {fingerprint, until, parts held or 0, kept answer}, the kept answer {kind, available, amount, expires at}.
+-- Records: {fingerprint, until, parts held or 0, kept answer}, the kept answer {kind, available, amount, expires at}. Each
+-- change of one rides in an event, so that the store has an account and its records as of the same moment.
 local function read(place)
   local value = unpacked[place]
   if value == nil then
@@ -62,6 +65,18 @@ local function read(place)
     unpacked[place] = value
   end
   return value
+end
+
+-- What the store has of a record, which tells only where none is here. (record key, 0 or the record)
+local function recall(op)
+  recalled[op[3]] = true
+  if op[4] ~= 0 and not read(op[3]) then unpacked[op[3]] = op[4] end
+  return {APPLIED}
+end
+
+-- Whether the store must be asked first: that a record is not here tells nothing.
+local function is_unknown(place)
+  return not read(place) and not recalled[place]
 end
 
 local function write_record(op, record)
@@ -83,6 +98,7 @@ end
 local function charge(account, op)
   local key, fingerprint = op[6], op[7]
   if key > 0 then
+    if reopened_lately and is_unknown(key) then return {UNKNOWN_RECORD} end
     local kept = repeated(read(key), fingerprint)
     if kept then return kept end
   end
@@ -102,24 +118,33 @@ local function charge(account, op)
   return {SETTLED, 0, actual}
 end
 
--- amount, expires in, (unused), record key, fingerprint
+-- amount, expires in, must, record key, fingerprint
 local function hold(account, op)
+  if reopened_lately and is_unknown(op[6]) then return {UNKNOWN_RECORD} end
   local kept = repeated(read(op[6]), op[7])
   if kept then return kept end
-  if backlogged then return {BACKLOGGED} end
-  if account[FROZEN] == 1 then return {FROZEN_ANSWER} end
   local amount, expires_at = op[3], now + op[4]
+  if op[5] == 0 then
+    if backlogged then return {BACKLOGGED} end
+    if account[FROZEN] == 1 then return {FROZEN_ANSWER} end
+    local holder = find_holder(account, API)
+    if holder and account[holder + H_LIVE] >= API_HOLDS_MAX then return {LIMITED, LIMIT_CONCURRENCY, 1000000} end
+  end
   if drawable(account) < amount then abandon_fenced(account) end
-  if drawable(account) < amount then return insufficient(account) end
-  local parts = take(account, amount)
+  local can_draw = drawable(account)
+  if op[5] == 0 and can_draw < amount then return insufficient(account) end
+  local parts = take(account, amount < can_draw and amount or can_draw)
   add_hold(account, API, parts)
+  emit(account, ADJUSTED_EVENT, blank())
   write_record(op, {op[7], expires_at, parts, {KEPT_HELD, 0, amount, expires_at}})
   return {HELD, 0, amount, expires_at}
 end
 
 -- The record that is still held here and where the API's holder stands, or what to answer.
-local function open_record(account, key)
+local function open_record(account, key, must)
   local record = read(key)
+  -- A worker may yet claim it.
+  if not record and settling_in and not must then return nil, nil, {BACKLOGGED} end
   if not record then return nil, nil, {UNKNOWN_HOLD} end
   if record[3] == 0 then return nil, nil, {FINISHED, record[4]} end
   local holder = holds(account, API, record[3])
@@ -127,17 +152,32 @@ local function open_record(account, key)
   return record, holder
 end
 
--- actual, (unused), detail, record key
+-- Settles a hold that was lost with what knew of it: its worker was told that it is settled.
+local function charge_lost(account, op)
+  local record, actual, event = read(op[6]), payable(account, op[3]), blank()
+  pay(account, actual, event)
+  event[E_CHARGED] = actual
+  emit(account, CHARGED_EVENT, event, op[5])
+  finish(op, record and record[1] or 0, {KEPT_CHARGED, 0, actual, 0})
+  return {SETTLED, 0, actual}
+end
+
+-- actual, must, detail, record key
 local function settle_hold(account, op)
-  local record, holder, refusal = open_record(account, op[6])
-  if not record then return refusal end
+  if is_unknown(op[6]) then return {UNKNOWN_RECORD} end
+  local must = op[4] == 1
+  local record, holder, refusal = open_record(account, op[6], must)
+  if not record then
+    if must and refusal[1] == UNKNOWN_HOLD then return charge_lost(account, op) end
+    return refusal
+  end
   local actual, total = op[3], 0
   for i = 2, #record[3], 2 do total = total + record[3][i] end
   if actual > total + drawable(account) then
     abandon_fenced(account)
     holder = find_holder(account, API)
   end
-  if actual > total + drawable(account) then return insufficient(account) end
+  if not must and actual > total + drawable(account) then return insufficient(account) end
   actual = payable(account, actual)
   local event = blank()
   end_hold(account, holder, record[3], actual, event)
@@ -148,10 +188,11 @@ end
 
 -- only when expired, (unused), (unused), record key
 local function release_hold(account, op)
+  if is_unknown(op[6]) then return {UNKNOWN_RECORD} end
   local record, holder, refusal = open_record(account, op[6])
   if not record then return refusal end
   if op[3] == 1 and record[2] > now then return {REFUSED} end
-  return_hold(account, holder, record[3])
+  emit(account, ADJUSTED_EVENT, (returned(account, holder, record[3])))
   finish(op, record[1], {KEPT_RELEASED, 0, 0, 0})
   return {RELEASED, 0}
 end
@@ -275,12 +316,35 @@ local function balance(account)
   return answer
 end
 
--- ticket key, ticket, sequence, change, frozen, debt, grants as in a balance
+-- What API holds are held of comes out of what remains; where they hold more than the store says is left of a grant, the
+-- difference was revoked. (parts of all together, how many, {record, expires at, …})
+local function restore_holds(account, parts, count, open)
+  if count == 0 then return end
+  for i = 1, #parts, 2 do
+    local id, amount = parts[i], parts[i + 1]
+    if not find_grant(account, id) then insert_grant(account, {id, ADJUST, 0, 0, 0, 0}) end
+    local grant = find_grant(account, id)
+    local remaining = account[grant + G_REMAINING]
+    local missing = amount > remaining and amount - remaining or 0
+    account[grant + G_REMAINING] = remaining - (amount - missing)
+    account[grant + G_CLAW] = account[grant + G_CLAW] + missing
+  end
+  add_hold(account, API, parts)
+  account[find_holder(account, API) + H_LIVE] = count
+  local members, name = {}, string.sub(KEYS[key_index], name_begins)
+  for i = 1, #open, 2 do
+    members[i], members[i + 1] = string.format('%.0f', open[i + 1]), open[i] .. ':' .. name
+  end
+  restored[#restored + 1] = members
+end
+
+-- ticket key, ticket, sequence, change, frozen, debt, grants as in a balance, API holds as restore_holds takes them
 local function loaded(op)
   local account, grants = {VERSION, op[7], op[8], op[5], op[6], 0, 0, GRANTS - 1, 0, 0, 2, 0, 0}, op[9]
   for i = 1, #grants, 5 do
     insert_grant(account, {grants[i], grants[i + 1], grants[i + 2], grants[i + 3], grants[i + 4], 0})
   end
+  restore_holds(account, op[10], op[11], op[12])
   return account
 end
 
@@ -318,6 +382,7 @@ end
 
 local function operate(account, op)
   local place, code = op[1], op[2]
+  if code == 16 then return recall(op) end
   if not account then return without_account(op) end
   if code == 15 then return balance(account) end
   if code == 11 or code == 12 then return {ALREADY} end

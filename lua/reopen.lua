@@ -31,5 +31,7 @@ if request[2] == 1 then
   return cmsgpack.pack(before)
 end
 if not meta or meta[2] ~= epoch - 1 or meta[7] ~= 1 then return cmsgpack.pack(before) end
-redis.call('SET', KEYS[1], cmsgpack.pack({2, epoch, 0, 0, meta[5], {}, 0}))
+local clock = redis.call('TIME')
+local opened_at = math.max(tonumber(clock[1]) * 1000000 + tonumber(clock[2]), meta[5])
+redis.call('SET', KEYS[1], cmsgpack.pack({2, epoch, 0, 0, meta[5], {}, 0, opened_at}))
 return cmsgpack.pack({epoch, 0, 0})

@@ -5,7 +5,7 @@
 local RESERVED, SETTLED, RELEASED, HELD, INSUFFICIENT, LIMITED, FROZEN_ANSWER = 1, 2, 3, 4, 5, 6, 7
 local NOT_LOADED, UNKNOWN_HOLD, FINISHED, REPEATED, MISMATCH = 8, 9, 10, 11, 12
 local APPLIED, DUPLICATE, GAP, TICKETED, LOADED, ALREADY, REFUSED, PARKED = 13, 14, 15, 16, 17, 18, 19, 20
-local BALANCE, TOO_LARGE, UNREADABLE, BACKLOGGED = 21, 22, 23, 24
+local BALANCE, TOO_LARGE, UNREADABLE, BACKLOGGED, UNKNOWN_RECORD = 21, 22, 23, 24, 25
 local LIMIT_REQUESTS, LIMIT_TOKENS, LIMIT_CONCURRENCY = 1, 2, 3
 
 local API = 0
@@ -18,6 +18,13 @@ local touched = {}
 -- are needed: a key's place to its value, `false` where there is none. What is to be written, by place: of what kind.
 local values
 local accounts, unpacked, dirty = {}, {}, {}
+-- Records by their key's place: whether the batch says what the store has of them. The shard was opened anew less than a
+-- record's life ago: one that is missing here may be in the store.
+local recalled, reopened_lately = {}, false
+-- It was only just: workers may not have claimed yet what they alone remember.
+local settling_in = false
+-- What a load brings of API holds, for the set of those by expiry: for each account {expires at, member, …}.
+local restored = {}
 -- The answers, one flat array, and how long it is.
 local answers, filled = {}, 0
 -- Makes what is seldom needed.

@@ -154,7 +154,7 @@ pub(crate) async fn reserve(
         Some(key) => record_key(&format!("reserve {}", principal.key_id), account, &key, print),
         None => RecordKey { id: RecordId(Uuid::now_v7()), fingerprint: print },
     };
-    let act = Act::Hold { record, amount, expires_in_us: seconds * 1_000_000 };
+    let act = Act::Hold { record, amount, expires_in_us: seconds * 1_000_000, must: false };
     let answer = ask(&api.ledger, &api.config, account, act).await?;
     api.balances.shown.invalidate(account).await;
     let made = |held, available, expires_at| {
@@ -186,7 +186,7 @@ pub(crate) async fn settle(
     let record = hold_id(&id)?;
     let print = fingerprint(&[&record.0.to_string(), &amount.to_string(), reason.as_deref().unwrap_or_default()]);
     let usage = usage(&principal, request_id, client_id, reason).encode();
-    let act = Act::SettleHold { record, actual: amount, usage };
+    let act = Act::SettleHold { record, actual: amount, must: false, usage };
     let once_ = Once { scope: format!("settle {}", principal.account), key, fingerprint: print };
     let (store, tasks) = (api.store.clone(), api.tasks.clone());
     let work = async move {

@@ -160,6 +160,7 @@ pub(crate) fn refused(answer: Answer, account: &AccountId) -> Problem {
         Answer::Finished(kept) => Problem::finished(kept),
         Answer::Mismatch => Problem::key_reused(),
         Answer::TooLarge => Problem::bad_request("the account cannot hold so much"),
+        Answer::Limited { retry_after_us, .. } => Problem::too_many_holds(retry_after_us),
         Answer::Backlogged => Problem::unavailable("the ledger takes no new work"),
         Answer::Unreadable => {
             tracing::error!(%account, "the ledger cannot read this account");

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::credits::Credits;
 use crate::identity::principal::AuthError;
-use crate::ledger::{Kept, LedgerError};
+use crate::ledger::{Kept, LedgerError, Micros};
 use crate::store::StoreError;
 
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -70,6 +70,14 @@ impl Problem {
 
     pub fn frozen() -> Problem {
         Problem::new(StatusCode::FORBIDDEN, "frozen", "The account is frozen", "ask the operator of this service")
+    }
+
+    /// The account has as many open holds as it may.
+    pub fn too_many_holds(retry_after_us: Option<Micros>) -> Problem {
+        let detail = "this account has too many open holds: settle or release some";
+        let seconds = retry_after_us.unwrap_or(0).div_ceil(1_000_000).max(1);
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-holds", "Too many open holds", detail)
+            .retry_after(seconds)
     }
 
     pub fn unknown_hold() -> Problem {

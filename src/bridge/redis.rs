@@ -85,6 +85,7 @@ impl EventLog for RedisEvents {
             entries.mark = entry.mark;
             entries.sessions.push((entry.session.0, entry.number));
             entries.events.extend(entry.events);
+            entries.records.extend(entry.records);
         }
         entries.backlog = behind.saturating_add(entries.count as u64);
         Ok(entries)

@@ -39,9 +39,11 @@ impl StoreEpochs {
         }
         let count = new.len() as u64;
         let sessions = new.iter().map(|entry| (entry.session.0, entry.number)).collect();
+        let records = new.iter().flat_map(|entry| entry.records.iter().cloned()).collect();
         let events = self.renumbered(new.into_iter().flat_map(|entry| entry.events.iter().cloned())).await?;
         let to = from.counter + 1;
-        self.store.flush(FlushBatch { shard, from, to, events, sessions, ..FlushBatch::default() }).await?;
+        let batch = FlushBatch { shard, from, to, events, sessions, records, ..FlushBatch::default() };
+        self.store.flush(batch).await?;
         Ok(Some(count))
     }
 
@@ -53,7 +55,7 @@ impl StoreEpochs {
         let mut renumbered = Vec::new();
         for mut event in events {
             if !accounts.contains_key(&event.account) {
-                let state = self.store.load_account(&event.account).await?.unwrap_or_default();
+                let state = self.store.load_open(&event.account).await?.unwrap_or_default();
                 accounts.insert(event.account.clone(), (state.seq, state.change));
             }
             let Some((seq, change)) = accounts.get_mut(&event.account) else { continue };

@@ -105,7 +105,7 @@ fn operation(act: &Act) -> usize {
         Act::ReleaseHold { .. } => 8,
         Act::Apply { .. } => 9,
         Act::Ticket { .. } | Act::Load { .. } | Act::Park { .. } => 10,
-        Act::Sweep | Act::Balance => 11,
+        Act::Sweep | Act::Balance | Act::Recall { .. } => 11,
     }
 }
 

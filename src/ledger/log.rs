@@ -29,7 +29,7 @@ pub struct Entries {
     pub events: Vec<Event>,
     /// Last batch number of each session in these entries (Redis only).
     pub sessions: Vec<(u64, u64)>,
-    /// Records as they now stand (embedded ledger only).
+    /// Records as they now stand, in the order of their changes.
     pub records: Vec<(AccountId, RecordState)>,
     /// Events that are not in the store's tables, these included.
     pub backlog: u64,

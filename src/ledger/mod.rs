@@ -99,6 +99,8 @@ pub struct RecordId(pub Uuid);
 
 /// How long a finished record still answers (24 h, as the API's Idempotency-Key promises).
 pub const RECORD_KEPT_US: Micros = 24 * 3600 * 1_000_000;
+/// Open API holds of one account, at most: a load brings them all back.
+pub const API_HOLDS_MAX: u64 = 1_000;
 /// How long after its expiry what remains of a grant is written off.
 pub const WRITE_OFF_AFTER_US: Micros = 60 * 1_000_000;
 /// Grants of one account with something left, at most: every operation walks them, in Redis while nobody else is served.
@@ -193,12 +195,7 @@ pub struct Op {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Act {
     /// Takes `amount` into a hold of the session, or what there is down to `floor` (`floor == amount`: all or nothing).
-    Reserve {
-        amount: Credits,
-        floor: Credits,
-        tokens: u64,
-        limits: Limits,
-    },
+    Reserve { amount: Credits, floor: Credits, tokens: u64, limits: Limits },
     /// Grows a hold of the session; the answer carries only the new parts.
     Extend {
         /// Whose hold it is; `UnknownHold` when that session is gone.
@@ -209,66 +206,31 @@ pub enum Act {
     /// Ends a hold: pays `actual` from its parts, returns the rest. `tokens_back_us` shrinks the tokens/min state
     /// (see [`limit_increment`]). `usage` is opaque here and travels in the event. Where the session is no longer the
     /// caller's own (its holds went back), the implementation sends a `must` charge instead.
-    Settle {
-        session: SessionId,
-        parts: Parts,
-        actual: Credits,
-        tokens_back_us: u64,
-        usage: Bytes,
-    },
+    Settle { session: SessionId, parts: Parts, actual: Credits, tokens_back_us: u64, usage: Bytes },
     /// Gives back parts of a hold that goes on: an extension that nobody waited for. `UnknownHold` where it ended.
-    Shrink {
-        session: SessionId,
-        parts: Parts,
-    },
+    Shrink { session: SessionId, parts: Parts },
     /// Ends a hold of a request that was never forwarded. Where the session is gone there is nothing left to do.
     /// When a session's last hold of an account ends, all that it still has from it goes back.
-    Release {
-        session: SessionId,
-        parts: Parts,
-        tokens_back_us: u64,
-    },
+    Release { session: SessionId, parts: Parts, tokens_back_us: u64 },
     /// Settles without a hold. `must`: takes what there is, the rest becomes debt. With a record, at most once in 24 h.
-    Charge {
-        actual: Credits,
-        must: bool,
-        usage: Bytes,
-        record: Option<RecordKey>,
-    },
-    /// A hold made through the API, until `expires_at`.
-    Hold {
-        record: RecordKey,
-        amount: Credits,
-        expires_in_us: u64,
-    },
-    SettleHold {
-        record: RecordId,
-        actual: Credits,
-        usage: Bytes,
-    },
+    Charge { actual: Credits, must: bool, usage: Bytes, record: Option<RecordKey> },
+    /// A hold made through the API, until `expires_at`. `must`: it was promised before, and is made again of what there is.
+    Hold { record: RecordKey, amount: Credits, expires_in_us: u64, must: bool },
+    /// Settles a hold made through the API. `must`: it was acknowledged before; takes what there is, and charges also where
+    /// the hold was lost meanwhile.
+    SettleHold { record: RecordId, actual: Credits, must: bool, usage: Bytes },
     /// `expired_only`: the sweeper's form, which leaves a hold that still has time.
-    ReleaseHold {
-        record: RecordId,
-        expired_only: bool,
-    },
+    ReleaseHold { record: RecordId, expired_only: bool },
+    /// What the store has of a record, for the operation that comes next and names it (Redis only).
+    Recall { record: RecordId, state: Option<RecordState> },
     /// Applies billing change `number`.
-    Apply {
-        number: u64,
-        change: Change,
-    },
+    Apply { number: u64, change: Change },
     /// Asks to load an account that the ledger does not have.
-    Ticket {
-        ticket: u64,
-    },
+    Ticket { ticket: u64 },
     /// Brings an account in; only while the ticket stands.
-    Load {
-        ticket: u64,
-        state: AccountState,
-    },
+    Load { ticket: u64, state: AccountState },
     /// Drops an idle account whose events up to `flushed_seq` are in the store.
-    Park {
-        flushed_seq: u64,
-    },
+    Park { flushed_seq: u64 },
     /// Writes off what is due and answers the balance.
     Sweep,
     /// Answers the balance; changes nothing.
@@ -281,7 +243,9 @@ impl Act {
         match self {
             Act::Charge { record, .. } => record.map(|key| key.id),
             Act::Hold { record, .. } => Some(record.id),
-            Act::SettleHold { record, .. } | Act::ReleaseHold { record, .. } => Some(*record),
+            Act::SettleHold { record, .. } | Act::ReleaseHold { record, .. } | Act::Recall { record, .. } => {
+                Some(*record)
+            }
             _ => None,
         }
     }
@@ -303,7 +267,7 @@ pub struct AccountState {
     pub frozen: bool,
     pub debt_micro: i64,
     pub grants: Vec<GrantState>,
-    /// Open API holds and kept answers; only the embedded ledger keeps them in the store.
+    /// Open API holds and, for the embedded ledger, kept answers.
     pub records: Vec<RecordState>,
 }
 
@@ -385,6 +349,8 @@ pub enum Answer {
     Repeated(Kept),
     /// The record exists for another request.
     Mismatch,
+    /// Whether there is such a record the store knows: see [`Act::Recall`] (Redis only; no caller gets it).
+    UnknownRecord,
     /// The billing change was the next one, and took effect.
     Applied,
     Duplicate,
@@ -561,6 +527,9 @@ pub trait Ledger: Send + Sync + std::fmt::Debug + 'static {
 pub trait AccountSource: Send + Sync + 'static {
     /// The account as of its last flushed event; `None` when there is no such user.
     async fn load(&self, account: &AccountId) -> Result<Option<AccountState>, LedgerError>;
+
+    /// A record of the account as of then.
+    async fn record(&self, account: &AccountId, record: RecordId) -> Result<Option<RecordState>, LedgerError>;
 }
 
 /// Makes each worker its own way to the ledger.

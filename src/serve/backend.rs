@@ -194,15 +194,16 @@ struct Opening<'a> {
 impl Opening<'_> {
     /// The ledger, and where its logs stand if they are outside this process.
     async fn ledger(&self) -> Result<(Arc<dyn Connect>, Option<Arc<dyn Shards>>), Failure> {
-        let source: Arc<dyn AccountSource> = Arc::new(StoreSource::new(self.store.clone()));
         if self.config.ledger.url.is_empty() {
             let taken = flush::take_over(self.store).await;
             taken.map_err(Failure::while_doing(Exit::Unavailable, "taking the store over"))?;
+            let source: Arc<dyn AccountSource> = Arc::new(StoreSource::whole(self.store.clone()));
             let ledger = EmbeddedLedger::new(&self.config.ledger, source, self.metrics.clone());
             self.flush(ledger.outbox());
             self.sessions.spawn("sweeper", ledger.clone().run_sweeper(self.sessions.stop.clone()));
             return Ok((ledger, None));
         }
+        let source: Arc<dyn AccountSource> = Arc::new(StoreSource::new(self.store.clone()));
         let epochs = StoreEpochs::new(self.store.clone());
         let opened = RedisLedger::open(&self.config.ledger, source, epochs, self.metrics.clone()).await;
         let ledger = opened.map_err(|error| Failure::new(Exit::Unavailable, error.to_string()))?;

@@ -13,6 +13,7 @@ mod migrations;
 pub mod notifications;
 pub mod postgres;
 pub mod questions;
+pub mod records;
 pub mod reopenings;
 pub mod reports;
 pub mod sessions;
@@ -38,6 +39,7 @@ pub use books::Books;
 pub use letters::DeadLetters;
 pub use notifications::Notifications;
 pub use questions::Questions;
+pub use records::Records;
 pub use reopenings::Reopenings;
 pub use sessions::Sessions;
 pub use upkeep::{Retention, Upkeep};
@@ -233,7 +235,7 @@ pub struct FlushBatch {
     pub events: Vec<Event>,
     /// Last batch number of each session in these entries (Redis only).
     pub sessions: Vec<(u64, u64)>,
-    /// API holds and kept answers as they now stand (embedded ledger only).
+    /// API holds and kept answers as they now stand: of those of one id, the last.
     pub records: Vec<(AccountId, RecordState)>,
 }
 
@@ -266,6 +268,7 @@ pub trait Store:
     Books
     + UsageSums
     + Reopenings
+    + Records
     + billing::BillingStore
     + topups::Topups
     + DeadLetters
@@ -322,7 +325,7 @@ pub trait Store:
     /// Changes of an account after `number`, in order, at most 500.
     async fn changes_after(&self, account: &AccountId, number: u64) -> StoreResult<Vec<ChangeRow>>;
     /// The account as of its last flushed event: grants of changes applied by then, with something remaining.
-    /// `None` when there is no such user.
+    /// `None` when there is no such user. With all its records: what the embedded ledger keeps in memory.
     async fn load_account(&self, account: &AccountId) -> StoreResult<Option<AccountState>>;
     /// All grants of an account, newest first, at most 500.
     async fn grants(&self, account: &AccountId) -> StoreResult<Vec<GrantRow>>;
@@ -343,7 +346,7 @@ pub trait Store:
     /// In the order they were settled, newest first.
     async fn usage(&self, account: &AccountId, page: PageRequest) -> StoreResult<Page<UsageRow>>;
 
-    // Records of the embedded ledger, and kept API answers
+    // Records, and kept API answers
     async fn record_account(&self, id: Uuid) -> StoreResult<Option<AccountId>>;
     /// One that has been running for more than [`IDEMPOTENCY_ABANDONED_US`] was left by a process that died: it begins anew.
     async fn idempotency_begin(&self, scope: &str, key: &str, fingerprint: u64) -> StoreResult<Idempotent>;

@@ -160,7 +160,7 @@ impl Auditor {
         if !balance.held.is_zero() {
             return Ok(());
         }
-        let stored = self.store.load_account(&books.account).await?;
+        let stored = self.store.load_open(&books.account).await?;
         let Some(stored) = stored.filter(|state| state.seq == balance.seq) else { return Ok(()) };
         let ids: BTreeSet<GrantId> = stored.grants.iter().chain(&balance.grants).map(|grant| grant.id).collect();
         for id in ids {

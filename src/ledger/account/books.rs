@@ -65,12 +65,18 @@ impl Account {
 
     /// Returns a whole hold. Emits only where returning it changes what the store knows.
     pub(super) fn return_hold(&mut self, session: SessionId, parts: &[(GrantId, i64)], context: &mut Context<'_>) {
+        let effect = self.returned(session, parts);
+        self.emit_if_any(effect, context);
+    }
+
+    /// Returns a whole hold. Answers what the store is to know of it.
+    pub(super) fn returned(&mut self, session: SessionId, parts: &[(GrantId, i64)]) -> Effect {
         let mut effect = Effect::default();
         let left_over = self.remove_hold(session, parts);
         for (id, amount) in parts.iter().copied().chain(left_over) {
             self.resolve(id, 0, amount, &mut effect);
         }
-        self.emit_if_any(effect, context);
+        effect
     }
 
     pub(super) fn emit_if_any(&mut self, effect: Effect, context: &mut Context<'_>) {

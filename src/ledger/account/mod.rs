@@ -167,13 +167,18 @@ impl Account {
             Act::Shrink { session, parts } => self.shrink(*session, parts, context),
             Act::Release { session, parts, tokens_back_us } => self.release(*session, parts, *tokens_back_us, context),
             Act::Charge { actual, must, usage, record } => self.charge(*actual, *must, usage, *record, context),
-            Act::Hold { record, amount, expires_in_us } => self.hold(*record, *amount, *expires_in_us, context),
-            Act::SettleHold { record, actual, usage } => self.settle_hold(*record, *actual, usage, context),
+            Act::Hold { record, amount, expires_in_us, must } => {
+                self.hold(*record, *amount, *expires_in_us, *must, context)
+            }
+            Act::SettleHold { record, actual, must, usage } => {
+                self.settle_hold(*record, *actual, *must, usage, context)
+            }
             Act::ReleaseHold { record, expired_only } => self.release_hold(*record, *expired_only, context),
             Act::Apply { number, change } => self.apply_change(*number, change, context),
             Act::Park { flushed_seq } => return self.park(*flushed_seq, context.now),
             Act::Balance => return Answer::Balance(self.balance(context.now)),
             Act::Ticket { .. } | Act::Load { .. } => return Answer::Already,
+            Act::Recall { .. } => return Answer::Applied,
             Act::Sweep => Answer::Applied,
         };
         self.tidy(events_before, context);

@@ -4,7 +4,9 @@ use bytes::Bytes;
 
 use super::{Account, Context, Detail, Effect, MicroParts, as_micro};
 use crate::credits::Credits;
-use crate::ledger::{Answer, EventKind, Kept, RECORD_KEPT_US, RecordId, RecordKey, RecordState, SessionId};
+use crate::ledger::{
+    API_HOLDS_MAX, Answer, EventKind, Kept, Limit, RECORD_KEPT_US, RecordId, RecordKey, RecordState, SessionId,
+};
 
 impl Account {
     pub(super) fn hold(
@@ -12,26 +14,35 @@ impl Account {
         key: RecordKey,
         amount: Credits,
         expires_in_us: u64,
+        must: bool,
         context: &mut Context<'_>,
     ) -> Answer {
         if let Some(kept) = repeated(key, context) {
             return kept;
         }
-        if context.backlogged {
-            return Answer::Backlogged;
-        }
-        if self.frozen {
-            return Answer::Frozen;
+        if !must {
+            if context.backlogged {
+                return Answer::Backlogged;
+            }
+            if self.frozen {
+                return Answer::Frozen;
+            }
+            let api = self.holders.iter().find(|holder| holder.session == SessionId::API);
+            if api.is_some_and(|api| api.count >= API_HOLDS_MAX) {
+                return Answer::Limited { limit: Limit::Concurrency, retry_after_us: Some(1_000_000) };
+            }
         }
         if self.drawable(context.now) < amount.micro() {
             self.abandon_fenced(context);
         }
-        if self.drawable(context.now) < amount.micro() {
+        let available = self.drawable(context.now);
+        if !must && available < amount.micro() {
             return self.insufficient(context.now);
         }
-        let parts = self.take(amount.micro(), context.now);
+        let parts = self.take(amount.micro().min(available), context.now);
         let held = as_micro(&parts);
         self.add_hold(SessionId::API, &held);
+        self.emit(EventKind::Adjusted, Effect::default(), Detail::default(), context);
         let expires_at = context.now.saturating_add(expires_in_us);
         *context.record = Some(RecordState {
             id: key.id,
@@ -47,18 +58,20 @@ impl Account {
         &mut self,
         id: RecordId,
         actual: Credits,
+        must: bool,
         usage: &Bytes,
         context: &mut Context<'_>,
     ) -> Answer {
         let (key, held) = match self.open_record(id, context) {
             Ok(open) => open,
+            Err(Answer::UnknownHold) if must => return self.charge_lost(id, actual, usage, context),
             Err(answer) => return answer,
         };
         let total: i64 = held.iter().map(|(_, micro)| micro).sum();
         if actual.micro() > total + self.drawable(context.now) {
             self.abandon_fenced(context);
         }
-        if actual.micro() > total + self.drawable(context.now) {
+        if !must && actual.micro() > total + self.drawable(context.now) {
             return self.insufficient(context.now);
         }
         let actual = self.payable(actual);
@@ -66,6 +79,20 @@ impl Account {
         self.end_hold(SessionId::API, &held, actual.micro(), context.now, &mut effect);
         let detail = Detail { usage: usage.clone(), record: Some(id), change: 0 };
         self.emit(EventKind::Settled, effect, detail, context);
+        finish(key, charged(actual), context);
+        Answer::Settled { charged: actual, available: Credits::ZERO }
+    }
+
+    /// Settles a hold that was lost with what knew of it: its worker was told that it is settled.
+    fn charge_lost(&mut self, id: RecordId, actual: Credits, usage: &Bytes, context: &mut Context<'_>) -> Answer {
+        let actual = self.payable(actual);
+        let mut effect = Effect::default();
+        self.pay(actual.micro(), context.now, &mut effect);
+        effect.charged = actual.micro();
+        let detail = Detail { usage: usage.clone(), record: Some(id), change: 0 };
+        self.emit(EventKind::Charged, effect, detail, context);
+        let known = context.record.as_ref().filter(|record| record.id == id);
+        let key = RecordKey { id, fingerprint: known.map_or(0, |record| record.fingerprint) };
         finish(key, charged(actual), context);
         Answer::Settled { charged: actual, available: Credits::ZERO }
     }
@@ -78,7 +105,8 @@ impl Account {
         if expired_only && context.record.as_ref().is_some_and(|record| record.until > context.now) {
             return Answer::Refused;
         }
-        self.return_hold(SessionId::API, &held, context);
+        let effect = self.returned(SessionId::API, &held);
+        self.emit(EventKind::Adjusted, effect, Detail::default(), context);
         finish(key, Kept::Released { available_micro: 0 }, context);
         Answer::Released { available: Credits::ZERO }
     }

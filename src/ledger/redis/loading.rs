@@ -87,7 +87,7 @@ impl Loading {
         match result {
             Ok(Some(state)) => {
                 let op = Op { account, act: Act::Load { ticket, state } };
-                return Some(Pending { op, to: To::Loading, reloaded: false });
+                return Some(Pending::new(op, To::Loading));
             }
             Ok(None) => {
                 for pending in self.take(&account) {
@@ -164,5 +164,5 @@ impl Loading {
 }
 
 fn ticket_for(account: AccountId) -> Pending {
-    Pending { op: Op { account, act: Act::Ticket { ticket: random() } }, to: To::Loading, reloaded: false }
+    Pending::new(Op { account, act: Act::Ticket { ticket: random() } }, To::Loading)
 }

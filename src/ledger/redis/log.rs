@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use redis::{Cmd, Value};
 
 use super::connection::{CallError, Link};
-use super::wire::decode::{self, Entry};
+use super::wire::decode::{self, Entry, Fields};
 use super::wire::{Keyspace, Writer};
 use super::{Core, Position, script};
 
@@ -111,8 +111,8 @@ impl Log {
         };
         let rows = match rows.split_first() {
             Some((first, rest)) if after.counter > 0 => {
-                let known = parts(first).is_some_and(|(counter, bytes, _)| {
-                    counter == after.counter && bytes.get(..mark.len()) == Some(mark.as_slice())
+                let known = parts(first).is_some_and(|(counter, fields)| {
+                    counter == after.counter && fields.events.get(..mark.len()) == Some(mark.as_slice())
                 });
                 if !known {
                     return Err(LogError::Lost(self.position().await?));
@@ -130,12 +130,11 @@ impl Log {
         let mut entries: Vec<Entry> = Vec::with_capacity(rows.len());
         for row in rows {
             let expected = after.counter + 1 + entries.len() as u64;
-            let (counter, events, details) =
-                parts(row).ok_or(LogError::Malformed { counter: expected, reason: "its form" })?;
+            let (counter, fields) = parts(row).ok_or(LogError::Malformed { counter: expected, reason: "its form" })?;
             if counter != expected {
                 return Err(LogError::Hole { expected, found: counter });
             }
-            let entry = decode::entry(counter, events, details);
+            let entry = decode::entry(counter, fields);
             entries.push(entry.map_err(|error| LogError::Malformed { counter, reason: error.0 })?);
         }
         let read = entries.iter().map(|entry| (entry.counter, entry.mark.clone()));
@@ -190,17 +189,17 @@ impl Marks {
     }
 }
 
-/// `[id, [b, events, d, details]]`, the details only where there are some.
-pub(super) fn parts(row: &Value) -> Option<(u64, &[u8], &[u8])> {
+/// `[id, [b, events, d, details, r, records]]`, the last ones only where there are some.
+pub(super) fn parts(row: &Value) -> Option<(u64, Fields<'_>)> {
     let Value::Array(row) = row else { return None };
     let [Value::BulkString(id), Value::Array(fields)] = row.as_slice() else { return None };
-    let (events, details): (_, &[u8]) = match fields.as_slice() {
-        [_, Value::BulkString(events)] => (events, &[]),
-        [_, Value::BulkString(events), _, Value::BulkString(details)] => (events, details),
-        _ => return None,
+    let field = |index: usize| match fields.get(index) {
+        Some(Value::BulkString(bytes)) => Some(bytes.as_slice()),
+        _ => None,
     };
+    let (details, records) = (field(3).unwrap_or_default(), field(5).unwrap_or_default());
     let counter = std::str::from_utf8(id).ok()?.strip_suffix("-0")?.parse().ok()?;
-    Some((counter, events, details))
+    Some((counter, Fields { events: field(1)?, details, records }))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ pub mod wire;
 
 mod loading;
 mod queue;
+mod recall;
 mod servers;
 mod tls;
 mod upkeep;

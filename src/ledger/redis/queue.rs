@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::Core;
+use super::recall::Recalled;
 use crate::ledger::{AccountId, AccountState, Act, Answer, LedgerError, Op, Reply, Reserved, Status, limit_increment};
 
 /// An operation and who waits for its answer.
@@ -17,6 +18,8 @@ pub(crate) struct Pending {
     pub(crate) to: To,
     /// The account had to be loaded for it: the holds that it had before are gone.
     pub(crate) reloaded: bool,
+    /// What the store has of its record, where it had to be asked.
+    pub(crate) recalled: Option<Recalled>,
 }
 
 #[derive(Debug)]
@@ -40,6 +43,12 @@ pub(crate) enum Item {
     },
     /// It is time to try loading again.
     LoadAgain(AccountId),
+    /// What the store had of an operation's record, asked in that epoch.
+    Recalled {
+        pending: Pending,
+        epoch: u64,
+        result: Result<Recalled, LedgerError>,
+    },
 }
 
 /// Between those who submit and the session's task.
@@ -62,9 +71,20 @@ struct State {
 }
 
 impl Pending {
+    pub(crate) fn new(op: Op, to: To) -> Pending {
+        Pending { op, to, reloaded: false, recalled: None }
+    }
+
+    /// The operation that tells the ledger, just before this one, what the store has of its record.
+    pub(crate) fn recall(&self, epoch: u64) -> Option<Pending> {
+        let Recalled { state, .. } = self.recalled.as_ref().filter(|recalled| recalled.epoch == epoch)?;
+        let act = Act::Recall { record: self.op.act.record()?, state: state.clone() };
+        Some(Pending::new(Op { account: self.op.account.clone(), act }, To::Nobody))
+    }
+
     /// Work that is owed: never refused for want of room, never dropped because nobody waits for it.
     pub(crate) fn is_owed(&self) -> bool {
-        is_owed(&self.op.act)
+        is_owed(&self.op.act) || matches!(self.to, To::Nobody)
     }
 
     /// Nobody waits for an answer that would be worthless to anyone else.
@@ -85,7 +105,7 @@ impl Pending {
             Act::Extend { .. } if !parts.is_empty() => Act::Shrink { session, parts },
             _ => return None,
         };
-        Some(Pending { op: Op { account: self.op.account, act }, to: To::Nobody, reloaded: false })
+        Some(Pending::new(Op { account: self.op.account, act }, To::Nobody))
     }
 }
 
@@ -118,7 +138,7 @@ impl Queue {
         if state.items.len() >= self.max && !is_owed(&op.act) {
             return Reply::now(Err(LedgerError::Busy));
         }
-        state.items.push_back(Item::Op(Pending { op, to: To::Caller(sender), reloaded: false }));
+        state.items.push_back(Item::Op(Pending::new(op, To::Caller(sender))));
         drop(state);
         self.wake.notify_one();
         Reply::Later(receiver)

@@ -182,9 +182,9 @@ impl Round<'_> {
             let Ok(Value::Array(rows)) = value else { return Err(LedgerError::Unavailable) };
             let mut entries = Vec::with_capacity(rows.len());
             for row in &rows {
-                let Some((counter, events, details)) = log::parts(row) else { continue };
+                let Some((counter, fields)) = log::parts(row) else { continue };
                 after = after.max(counter);
-                match decode::entry(counter, events, details) {
+                match decode::entry(counter, fields) {
                     Ok(entry) => entries.push(entry),
                     Err(error) => tracing::error!(
                         shard = self.shard,

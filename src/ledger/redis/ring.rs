@@ -1,23 +1,13 @@
-//! What a worker was told is charged, and is not in the store yet: should Redis lose it, only the worker knows of it.
+//! What a worker was told is charged, held or released through the API, and is not in the store yet: should Redis lose it,
+//! only the worker knows of it.
 //!
 //! Kept until the ledger says that its entry is in the store. Nothing is dropped for want of room: a worker whose memory is
 //! full takes no new work.
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-
 use crate::credits::Credits;
-use crate::ledger::{AccountId, Act, Op, RecordKey, SessionId};
-
-/// One acknowledged charge.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Charged {
-    pub(crate) account: AccountId,
-    pub(crate) actual: Credits,
-    pub(crate) usage: Bytes,
-    pub(crate) record: Option<RecordKey>,
-}
+use crate::ledger::{Act, Answer, Op, SessionId};
 
 /// The charges of one batch.
 #[derive(Debug)]
@@ -26,7 +16,7 @@ struct Kept {
     number: u64,
     /// Of the entry that carries them.
     counter: u64,
-    charges: Vec<Charged>,
+    charges: Vec<Op>,
 }
 
 #[derive(Debug, Default)]
@@ -36,11 +26,34 @@ pub(crate) struct Ring {
     len: usize,
 }
 
-impl Charged {
-    /// The charge, to be made anew.
-    pub(crate) fn op(self) -> Op {
-        let Charged { account, actual, usage, record } = self;
-        Op { account, act: Act::Charge { actual, must: true, usage, record } }
+/// What must be done again should `answer` to `op` be lost. Takes the usage out of it.
+pub(crate) fn claim(op: &mut Op, answer: &Answer) -> Option<Op> {
+    let act = match (&mut op.act, answer) {
+        (Act::Charge { usage, record, .. }, Answer::Settled { charged, .. }) => {
+            Act::Charge { actual: *charged, must: true, usage: std::mem::take(usage), record: *record }
+        }
+        (Act::Settle { usage, .. }, Answer::Settled { charged, .. }) => {
+            Act::Charge { actual: *charged, must: true, usage: std::mem::take(usage), record: None }
+        }
+        (Act::SettleHold { usage, record, .. }, Answer::Settled { charged, .. }) => {
+            Act::SettleHold { record: *record, actual: *charged, must: true, usage: std::mem::take(usage) }
+        }
+        (Act::Hold { record, amount, expires_in_us, .. }, Answer::Held { .. }) => {
+            Act::Hold { record: *record, amount: *amount, expires_in_us: *expires_in_us, must: true }
+        }
+        (Act::ReleaseHold { record, .. }, Answer::Released { .. }) => {
+            Act::ReleaseHold { record: *record, expired_only: false }
+        }
+        _ => return None,
+    };
+    Some(Op { account: op.account.clone(), act })
+}
+
+/// What a claim charges.
+pub(crate) fn charged(op: &Op) -> Credits {
+    match &op.act {
+        Act::Charge { actual, .. } | Act::SettleHold { actual, .. } => *actual,
+        _ => Credits::ZERO,
     }
 }
 
@@ -50,7 +63,7 @@ impl Ring {
         self.len
     }
 
-    pub(crate) fn keep(&mut self, session: SessionId, number: u64, counter: u64, charges: Vec<Charged>) {
+    pub(crate) fn keep(&mut self, session: SessionId, number: u64, counter: u64, charges: Vec<Op>) {
         if !charges.is_empty() {
             self.len += charges.len();
             self.kept.push_back(Kept { session, number, counter, charges });
@@ -75,7 +88,7 @@ impl Ring {
 
     /// Empties it. Answers what is not in the store, which has each session's batches up to the number that `stored` says;
     /// and how many batches that was.
-    pub(crate) fn recover(&mut self, stored: impl Fn(SessionId) -> u64) -> (Vec<Charged>, u64) {
+    pub(crate) fn recover(&mut self, stored: impl Fn(SessionId) -> u64) -> (Vec<Op>, u64) {
         self.len = 0;
         let lost = self.kept.drain(..).filter(|kept| kept.number > stored(kept.session));
         let mut batches = 0;
@@ -86,11 +99,15 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use bytes::Bytes;
 
-    fn charge(micro: i64) -> Charged {
+    use super::*;
+    use crate::ledger::AccountId;
+
+    fn charge(micro: i64) -> Op {
         let actual = Credits::from_micro(micro).unwrap();
-        Charged { account: AccountId::parse("ada").unwrap(), actual, usage: Bytes::new(), record: None }
+        let act = Act::Charge { actual, must: true, usage: Bytes::new(), record: None };
+        Op { account: AccountId::parse("ada").unwrap(), act }
     }
 
     #[test]

@@ -12,7 +12,8 @@ use tokio_util::task::TaskTracker;
 use super::connection::{Backoff, CallError, Link};
 use super::loading::Loading;
 use super::queue::{Item, Pending, Queue, To};
-use super::ring::{Charged, Ring};
+use super::recall::Recalling;
+use super::ring::{self, Ring};
 use super::wire::decode::{self, BatchReply};
 use super::wire::encode::{Header, Packed};
 use super::wire::{Keyspace, Malformed};
@@ -26,6 +27,7 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// Carries out what comes through `queue`, until `stop`; then what is left, and gives back what nobody settled.
 pub(crate) async fn run(core: Arc<Core>, shard: u32, queue: Arc<Queue>, tasks: TaskTracker, stop: CancellationToken) {
     let ended = CancellationToken::new();
+    let recalling = Recalling::new(core.clone(), queue.clone(), tasks.clone(), ended.clone());
     let loading = Loading::new(core.clone(), queue.clone(), tasks, ended.clone());
     let mut session = Session {
         id: new_session(),
@@ -37,6 +39,7 @@ pub(crate) async fn run(core: Arc<Core>, shard: u32, queue: Arc<Queue>, tasks: T
         ready: VecDeque::new(),
         ring: Ring::default(),
         loading,
+        recalling,
         backoff: Backoff::default(),
         core,
         shard,
@@ -71,6 +74,7 @@ struct Session {
     /// What was charged and is not in the store yet.
     ring: Ring,
     loading: Loading,
+    recalling: Recalling,
     backoff: Backoff,
 }
 
@@ -93,7 +97,7 @@ impl Session {
             if self.batch.is_empty() {
                 let queue = self.queue.clone();
                 let stopping = stop.is_cancelled();
-                if stopping && self.loading.is_empty() && queue.is_empty() {
+                if stopping && self.loading.is_empty() && self.recalling.is_empty() && queue.is_empty() {
                     break;
                 }
                 tokio::select! {
@@ -137,7 +141,12 @@ impl Session {
                 Item::Op(pending) => self.admit(pending),
                 Item::Found { account, ticket, result } => self.loading.found(account, ticket, result),
                 Item::LoadAgain(account) => self.loading.again(account),
+                Item::Recalled { pending, epoch, result } => {
+                    self.recalling.found(pending, epoch, result).and_then(|pending| self.admit(pending))
+                }
             };
+            let recall = pending.as_ref().and_then(|pending| pending.recall(self.keys.epoch));
+            self.batch.extend(recall);
             self.batch.extend(pending);
         }
     }
@@ -224,7 +233,8 @@ impl Session {
 
     /// The batch was not applied: its operations go first in the new session.
     fn resend_batch(&mut self) {
-        for pending in self.batch.drain(..).rev() {
+        let again = self.batch.drain(..).filter(|pending| !matches!(pending.op.act, Act::Recall { .. }));
+        for pending in again.collect::<Vec<_>>().into_iter().rev() {
             self.ready.push_front(Item::Op(pending));
         }
     }
@@ -284,7 +294,7 @@ impl Session {
         let numbers = self.end_sessions(&sessions).await;
         let stored = |id| numbers.iter().find(|(session, _)| *session == id).map_or(0, |(_, number)| *number);
         let (charges, batches) = self.ring.recover(stored);
-        let micro = charges.iter().fold(Credits::ZERO, |sum, charge| sum.saturating_add(charge.actual));
+        let micro = charges.iter().fold(Credits::ZERO, |sum, op| sum.saturating_add(ring::charged(op)));
         let metrics = &self.core.metrics;
         metrics.reopened_entries.with_label_values(&["claimed"]).inc_by(batches);
         metrics.reopened_credits.inc_by(micro.micro().unsigned_abs());
@@ -303,8 +313,8 @@ impl Session {
             self.batch = batch.into_iter().filter_map(|pending| self.took_effect(pending)).collect();
         }
         self.resend_batch();
-        for charge in charges.into_iter().rev() {
-            self.ready.push_front(Item::Op(Pending { op: charge.op(), to: To::Nobody, reloaded: true }));
+        for op in charges.into_iter().rev() {
+            self.ready.push_front(Item::Op(Pending { reloaded: true, ..Pending::new(op, To::Nobody) }));
         }
     }
 
@@ -315,8 +325,10 @@ impl Session {
             Act::Settle { actual, .. } | Act::Charge { actual, must: true, .. } => {
                 Ok(Answer::Settled { charged: *actual, available: Credits::ZERO })
             }
-            // Charged or refused: the store does not tell. Nobody may take it for either.
-            Act::Charge { .. } | Act::SettleHold { .. } => Err(LedgerError::Unavailable),
+            // Done or refused: the store does not tell. Nobody may take it for either. With a key, asking again tells.
+            Act::Charge { record: None, .. } | Act::SettleHold { .. } | Act::ReleaseHold { .. } => {
+                Err(LedgerError::Unavailable)
+            }
             _ => return Some(pending),
         };
         if let Ok(answer) = &answer {
@@ -373,7 +385,7 @@ impl Session {
     }
 
     /// Answers what was charged.
-    fn hand_out(&mut self, answers: Vec<Answer>) -> Vec<Charged> {
+    fn hand_out(&mut self, answers: Vec<Answer>) -> Vec<Op> {
         let mut charges = Vec::new();
         let mut batch = std::mem::take(&mut self.batch);
         for (mut pending, answer) in batch.drain(..).zip(answers) {
@@ -381,10 +393,23 @@ impl Session {
                 self.loading.answered(pending.op, &answer, &mut self.ready);
                 continue;
             }
+            if matches!(pending.op.act, Act::Recall { .. }) {
+                continue;
+            }
             match (&answer, &mut pending.op.act) {
                 (Answer::NotLoaded, act) if waits(act) && !matches!(act, Act::Sweep) => {
                     let begin = self.loading.wait(pending);
                     self.ready.extend(begin.map(Item::Op));
+                    continue;
+                }
+                (Answer::UnknownRecord, _) => {
+                    self.recalling.ask(self.keys.epoch, pending);
+                    continue;
+                }
+                // The key was used for another request since: what was acknowledged is charged all the same.
+                (Answer::Mismatch, Act::Charge { must: true, record, .. }) if record.is_some() => {
+                    *record = None;
+                    self.ready.push_back(Item::Op(pending));
                     continue;
                 }
                 // Whatever became of the hold (the account may have come anew from the store), what was used is charged.
@@ -412,9 +437,7 @@ impl Session {
                 );
             }
             self.core.counters.count(&pending.op.act, &answer);
-            if let Answer::Settled { charged, .. } = &answer {
-                charges.extend(charged_by(&mut pending.op, *charged));
-            }
+            charges.extend(ring::claim(&mut pending.op, &answer));
             let back = pending.answer(Ok(answer));
             self.ready.extend(back.map(Item::Op));
         }
@@ -444,16 +467,6 @@ impl Session {
             tracing::error!(shard = self.shard, owed, "the ledger was out of reach until the end: settles are lost");
         }
     }
-}
-
-/// What an answered operation charged, with its usage.
-fn charged_by(op: &mut Op, actual: Credits) -> Option<Charged> {
-    let (usage, record) = match &mut op.act {
-        Act::Charge { usage, record, .. } => (usage, *record),
-        Act::Settle { usage, .. } | Act::SettleHold { usage, .. } => (usage, None),
-        _ => return None,
-    };
-    Some(Charged { account: op.account.clone(), actual, usage: std::mem::take(usage), record })
 }
 
 /// Operations that wait for their account to be loaded; the raw ones say `NotLoaded`.

@@ -215,13 +215,13 @@ fn read_change(row: &Row) -> StoreResult<ChangeRow> {
 }
 
 /// One statement, so one snapshot: a row for each grant, or a single one without.
-pub(super) async fn load(client: &Client, account: &AccountId) -> StoreResult<Option<AccountState>> {
+pub(super) async fn load(client: &Client, account: &AccountId, open_only: bool) -> StoreResult<Option<AccountState>> {
     let select = "SELECT c.seq, c.applied_change, c.frozen, c.debt, g.id, g.kind, g.remaining, g.expires_at, g.frozen,
-            (SELECT array_agg(state) FROM ledger_records WHERE user_id = c.user_id)
+            (SELECT array_agg(state) FROM ledger_records WHERE user_id = c.user_id AND (held OR NOT $2))
         FROM credits AS c LEFT JOIN credit_grants AS g
             ON g.user_id = c.user_id AND g.id <= c.applied_change AND g.remaining > 0
         WHERE c.user_id = $1 ORDER BY g.id";
-    let rows = query(client, select, &[&account.as_str()]).await?;
+    let rows = query(client, select, &[&account.as_str(), &open_only]).await?;
     let Some(first) = rows.first() else { return Ok(None) };
     let mut state = AccountState {
         seq: uint(first.get(0)),

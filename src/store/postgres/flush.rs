@@ -11,7 +11,7 @@ use super::super::common::{self, UsageColumns, bits, int, uint};
 use super::super::effects::{self, GrantRows, Letter, Reason, Rows};
 use super::super::{Cursor, FlushBatch, Flushed, StoreError, StoreResult, changes};
 use super::{copy, usage};
-use super::{execute, failed, micros, query, query_opt, reopenings};
+use super::{execute, failed, micros, query, query_opt, records, reopenings};
 use crate::ledger::{AccountId, Event, GrantId};
 
 pub(super) async fn cursor(client: &Client, shard: u32) -> StoreResult<Cursor> {
@@ -106,7 +106,7 @@ async fn flush_once(client: &mut Client, batch: &FlushBatch, carefully: bool) ->
         }
     }
     sessions(&tx, batch).await?;
-    records(&tx, batch).await?;
+    records::write(&tx, batch).await?;
     write_letters(&tx, batch, &flush.letters).await?;
     set_cursor(&tx, batch.shard, Cursor { epoch: batch.from.epoch, counter: batch.to }).await?;
     reopenings::write_mark(&tx, batch).await?;
@@ -391,19 +391,6 @@ async fn sessions(tx: &Transaction<'_>, batch: &FlushBatch) -> StoreResult<()> {
         SELECT $1, w.session, w.batch FROM unnest($2::bigint[], $3::bigint[]) AS w (session, batch)
         ON CONFLICT (shard, session) DO UPDATE SET batch = greatest(s.batch, excluded.batch), seen_at = now()";
     execute(tx, upsert, &[&i64::from(batch.shard), &sessions, &numbers]).await.map(drop)
-}
-
-async fn records(tx: &Transaction<'_>, batch: &FlushBatch) -> StoreResult<()> {
-    let upsert = "INSERT INTO ledger_records AS r (id, user_id, held, until, state)
-        SELECT $1, user_id, $3, $4, $5 FROM credits WHERE user_id = $2
-        ON CONFLICT (id) DO UPDATE SET held = excluded.held, until = excluded.until, state = excluded.state
-        WHERE r.user_id = excluded.user_id";
-    for (account, record) in &batch.records {
-        let state = common::write_record(record)?;
-        let (id, until) = (record.id.0, int(record.until));
-        execute(tx, upsert, &[&id, &account.as_str(), &record.held.is_some(), &until, &state]).await?;
-    }
-    Ok(())
 }
 
 async fn write_letters(tx: &Transaction<'_>, batch: &FlushBatch, letters: &[Letter]) -> StoreResult<()> {

@@ -9,6 +9,7 @@ mod flush;
 mod identity;
 mod notifications;
 mod questions;
+mod records;
 mod reopenings;
 mod sessions;
 mod topups;
@@ -222,7 +223,7 @@ impl Store for PostgresStore {
     }
 
     async fn load_account(&self, account: &AccountId) -> StoreResult<Option<AccountState>> {
-        within!(self, |client| accounts::load(client, account))
+        within!(self, |client| accounts::load(client, account, false))
     }
 
     async fn grants(&self, account: &AccountId) -> StoreResult<Vec<GrantRow>> {

@@ -213,7 +213,7 @@ pub(super) fn changes_between(
     .collect()
 }
 
-pub(super) fn load(tx: &Transaction<'_>, account: &AccountId) -> StoreResult<Option<AccountState>> {
+pub(super) fn load(tx: &Transaction<'_>, account: &AccountId, open_only: bool) -> StoreResult<Option<AccountState>> {
     let select = "SELECT seq, applied_change, frozen, debt FROM credits WHERE user_id = ?1";
     let read = |row: &Row<'_>| {
         let (seq, change): (i64, i64) = (row.get(0)?, row.get(1)?);
@@ -229,7 +229,7 @@ pub(super) fn load(tx: &Transaction<'_>, account: &AccountId) -> StoreResult<Opt
     while let Some(row) = rows.next().map_err(failed)? {
         state.grants.push(read_grant_state(row).map_err(failed)??);
     }
-    state.records = records(tx, account)?;
+    state.records = records(tx, account, open_only)?;
     Ok(Some(state))
 }
 
@@ -245,8 +245,11 @@ fn read_grant_state(row: &Row<'_>) -> rusqlite::Result<StoreResult<GrantState>> 
     }))
 }
 
-fn records(tx: &Transaction<'_>, account: &AccountId) -> StoreResult<Vec<RecordState>> {
-    let select = "SELECT state FROM ledger_records WHERE user_id = ?1";
+fn records(tx: &Transaction<'_>, account: &AccountId, open_only: bool) -> StoreResult<Vec<RecordState>> {
+    let select = match open_only {
+        true => "SELECT state FROM ledger_records WHERE user_id = ?1 AND held = 1",
+        false => "SELECT state FROM ledger_records WHERE user_id = ?1",
+    };
     let mut statement = tx.prepare_cached(select).map_err(failed)?;
     let rows = statement.query_map([account.as_str()], |row| row.get::<_, Vec<u8>>(0)).map_err(failed)?;
     rows.map(|row| common::read_record(&row.map_err(failed)?)).collect()

@@ -10,6 +10,7 @@ mod journal;
 mod notifications;
 mod pack;
 mod questions;
+mod records;
 mod reopenings;
 mod sessions;
 mod threads;
@@ -167,7 +168,7 @@ impl Store for SqliteStore {
 
     async fn load_account(&self, account: &AccountId) -> StoreResult<Option<AccountState>> {
         let account = account.clone();
-        self.threads.read(move |tx| accounts::load(tx, &account)).await
+        self.threads.read(move |tx| accounts::load(tx, &account, false)).await
     }
 
     async fn grants(&self, account: &AccountId) -> StoreResult<Vec<GrantRow>> {

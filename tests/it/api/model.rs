@@ -34,7 +34,7 @@ impl std::fmt::Debug for ModelLedger {
 impl ModelLedger {
     pub(crate) fn new(store: SharedStore) -> Arc<ModelLedger> {
         Arc::new(ModelLedger {
-            source: Arc::new(StoreSource::new(store)),
+            source: Arc::new(StoreSource::whole(store)),
             state: Arc::default(),
             down: AtomicBool::new(false),
         })

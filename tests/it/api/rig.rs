@@ -85,7 +85,7 @@ impl Ground {
     pub(crate) async fn embedded(config: Config) -> Ground {
         let dir = tempfile::tempdir().unwrap();
         let store = store::open(&config.store, dir.path()).await.unwrap();
-        let source = Arc::new(StoreSource::new(store.clone()));
+        let source = Arc::new(StoreSource::whole(store.clone()));
         let metrics = Metrics::new().unwrap();
         let ledger = EmbeddedLedger::new(&config.ledger, source, metrics.clone());
         let ground = Ground::over(config, vec![(store, Ledgers::Connect(ledger.clone()))], dir);

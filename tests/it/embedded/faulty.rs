@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use faregate::ledger::{AccountId, AccountState, Micros};
+use faregate::ledger::{AccountId, AccountState, Micros, RecordId, RecordState};
 use faregate::store::billing::*;
 use faregate::store::notifications::{Delivered, Delivery, Marked, Notice, NotificationRow};
 use faregate::store::reopenings::{SessionNumber, Standing};
@@ -238,6 +238,17 @@ impl Notifications for Faulty {
 
     async fn deliveries_waiting(&self) -> StoreResult<u64> {
         self.inner.deliveries_waiting().await
+    }
+}
+
+#[async_trait::async_trait]
+impl Records for Faulty {
+    async fn load_open(&self, account: &AccountId) -> StoreResult<Option<AccountState>> {
+        self.inner.load_open(account).await
+    }
+
+    async fn record(&self, account: &AccountId, id: RecordId) -> StoreResult<Option<RecordState>> {
+        self.inner.record(account, id).await
     }
 }
 

@@ -63,7 +63,7 @@ impl World {
         let shared: SharedStore = store.clone();
         bridge::flush::take_over(&shared).await.unwrap();
         let clock = Arc::new(Ahead::default());
-        let source = Arc::new(StoreSource::new(shared.clone()));
+        let source = Arc::new(StoreSource::whole(shared.clone()));
         let ledger = EmbeddedLedger::with_clock(&settings, source, metrics.clone(), clock.clone());
         let worker = ledger.connect(&tasks, stop.clone());
         let pusher = Pusher::new(shared.clone(), worker.clone(), metrics.clone());
@@ -464,7 +464,8 @@ async fn holds_and_answers_of_the_api_survive_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let world = World::begin(&dir, config::Ledger::default()).await;
     let user = world.user("ada", 50).await;
-    let hold = |number| Act::Hold { record: key(number), amount: Credits::whole(10), expires_in_us: 60_000_000 };
+    let hold =
+        |number| Act::Hold { record: key(number), amount: Credits::whole(10), expires_in_us: 60_000_000, must: false };
     let held = world.ask(&user, hold(1)).await.unwrap();
     assert!(matches!(held, Answer::Held { .. }), "{held:?}");
     world.ask(&user, hold(2)).await.unwrap();
@@ -476,7 +477,7 @@ async fn holds_and_answers_of_the_api_survive_a_crash() {
     assert_eq!((balance.available, balance.held), (Credits::whole(25), Credits::whole(20)));
     assert!(matches!(world.ask(&user, hold(1)).await, Ok(Answer::Repeated(Kept::Held { .. }))));
     assert!(matches!(world.ask(&user, charge(5, false, Some(key(3)))).await, Ok(Answer::Repeated(_))));
-    let settle = || Act::SettleHold { record: key(1).id, actual: Credits::whole(4), usage: usage() };
+    let settle = || Act::SettleHold { record: key(1).id, actual: Credits::whole(4), must: false, usage: usage() };
     let settled = world.ask(&user, settle()).await;
     assert_eq!(settled, Ok(Answer::Settled { charged: Credits::whole(4), available: Credits::whole(31) }));
     assert!(matches!(world.ask(&user, settle()).await, Ok(Answer::Finished(Kept::Charged { .. }))));

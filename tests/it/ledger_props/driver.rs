@@ -1,6 +1,6 @@
 //! What a ledger must offer to be driven through a random sequence.
 
-use faregate::ledger::{Answer, Event, Micros, Op, SessionId};
+use faregate::ledger::{AccountId, Answer, Event, Micros, Op, RecordState, SessionId};
 
 /// A ledger in the hands of the property test. The harness chooses every number, so that all drivers can agree.
 pub(crate) trait Driver {
@@ -27,6 +27,9 @@ pub(crate) trait Driver {
 
     /// Events since the last call, in the order of the log; across accounts only each account's own order counts.
     fn events(&mut self) -> Vec<Event>;
+
+    /// The store has these records, for a ledger that asks it.
+    fn store(&mut self, _account: &AccountId, _records: &[RecordState]) {}
 
     /// All events handed out so far are in the store (what parking needs to know in the embedded ledger).
     fn flushed(&mut self) {}

@@ -42,6 +42,10 @@ impl AccountSource for NoSource {
     async fn load(&self, _account: &AccountId) -> Result<Option<AccountState>, LedgerError> {
         Err(LedgerError::Unavailable)
     }
+
+    async fn record(&self, _account: &AccountId, _record: RecordId) -> Result<Option<RecordState>, LedgerError> {
+        Err(LedgerError::Unavailable)
+    }
 }
 
 impl Embedded {
@@ -115,6 +119,11 @@ impl Driver for Embedded {
             None => true,
             Some(_) => false,
         }
+    }
+
+    fn store(&mut self, account: &AccountId, records: &[RecordState]) {
+        let records = records.iter().map(|record| ((account.clone(), record.id), record.clone()));
+        self.records.extend(records);
     }
 
     fn abandon(&mut self, session: SessionId) {

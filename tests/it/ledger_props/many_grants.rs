@@ -4,7 +4,7 @@ use bytes::Bytes;
 use faregate::credits::Credits;
 use faregate::ledger::{
     AccountId, AccountState, Act, Answer, Change, GrantId, GrantKind, GrantState, LIVE_GRANTS_MAX, Limits, Micros, Op,
-    Parts, SessionId,
+    Parts, RecordState, SessionId,
 };
 
 use super::driver::{BatchAnswer, Driver};
@@ -12,20 +12,36 @@ use super::embedded::Embedded;
 use super::model::Model;
 use super::redis::RedisDriver;
 
-const BEGIN: Micros = 2_200_000_000_000_000;
+pub(super) const BEGIN: Micros = 2_200_000_000_000_000;
 const EACH: i64 = 7;
 
 /// One operation a batch, on the model and on the driver.
-struct Both<'a> {
-    model: Model,
-    driver: &'a mut dyn Driver,
-    account: AccountId,
+pub(super) struct Both<'a> {
+    pub(super) model: Model,
+    pub(super) driver: &'a mut dyn Driver,
+    pub(super) account: AccountId,
     last: [u64; 2],
+    /// What a driver that asks the store for records would find there.
+    pub(super) records: Vec<RecordState>,
 }
 
 impl Both<'_> {
-    fn ask(&mut self, session: usize, act: Act) -> Answer {
+    pub(super) fn begin(driver: &mut dyn Driver) -> Both<'_> {
+        driver.reset();
+        driver.set_clock(BEGIN);
+        let account = AccountId::parse("ada").unwrap();
+        let mut both = Both { model: Model::default(), driver, account, last: [0, 0], records: Vec::new() };
+        both.model.set_clock(BEGIN);
+        for session in [SessionId(1), SessionId(2)] {
+            both.model.open(session);
+            both.driver.open(session);
+        }
+        both
+    }
+
+    pub(super) fn ask(&mut self, session: usize, act: Act) -> Answer {
         self.last[session] += 1;
+        self.driver.store(&self.account, &self.records);
         let (id, number) = (SessionId(session as u64 + 1), self.last[session]);
         let ops = [Op { account: self.account.clone(), act }];
         let expected = self.model.batch(id, number, &ops);
@@ -45,20 +61,12 @@ impl Both<'_> {
     }
 }
 
-fn credits(micro: i64) -> Credits {
+pub(super) fn credits(micro: i64) -> Credits {
     Credits::from_micro(micro).unwrap()
 }
 
 fn check(driver: &mut dyn Driver, grants: u64) {
-    driver.reset();
-    driver.set_clock(BEGIN);
-    let account = AccountId::parse("ada").unwrap();
-    let mut both = Both { model: Model::default(), driver, account, last: [0, 0] };
-    both.model.set_clock(BEGIN);
-    for session in [SessionId(1), SessionId(2)] {
-        both.model.open(session);
-        both.driver.open(session);
-    }
+    let mut both = Both::begin(driver);
     let grant = |id| GrantState {
         id: GrantId(id),
         kind: GrantKind::Topup,

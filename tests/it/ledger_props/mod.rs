@@ -6,8 +6,10 @@
 mod driver;
 mod embedded;
 mod many_grants;
+mod many_sessions;
 mod model;
 mod redis;
+mod restored;
 mod runner;
 mod steps;
 

@@ -81,6 +81,8 @@ impl Model {
                 self.tickets.remove(account);
                 let loaded = self.with_context(account, session, None, |_, context| Account::load(state, context));
                 self.accounts.insert(account.clone(), loaded);
+                let records = state.records.iter().map(|record| ((account.clone(), record.id), record.clone()));
+                self.records.extend(records);
                 Answer::Loaded
             }
             Act::Ticket { .. } | Act::Load { .. } => Answer::Refused,

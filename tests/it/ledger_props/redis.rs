@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use faregate::ledger::redis::connection::{Connector, Link};
-use faregate::ledger::redis::wire::decode::{self, BatchReply};
+use faregate::ledger::redis::wire::decode::{self, BatchReply, Fields};
 use faregate::ledger::redis::wire::encode::{self, Header, Packed};
 use faregate::ledger::redis::wire::{Keyspace, NUMBER_MAX};
 use faregate::ledger::redis::{script, sweeper};
-use faregate::ledger::{Event, Micros, Op, SessionId};
+use faregate::ledger::{AccountId, Act, Event, Micros, Op, RecordState, SessionId};
 use redis::{Cmd, Value};
 use tokio::runtime::Runtime;
 
@@ -30,6 +30,8 @@ pub(crate) struct RedisDriver {
     unread: bool,
     /// The clock is set when something is to be done.
     clock: Option<Micros>,
+    /// What the store would have of records.
+    stored: Vec<RecordState>,
     _server: Box<dyn std::any::Any>,
 }
 
@@ -53,6 +55,7 @@ impl RedisDriver {
             counter: 0,
             unread: false,
             clock: None,
+            stored: Vec::new(),
             _server: server,
         }
     }
@@ -93,11 +96,15 @@ impl Driver for RedisDriver {
     fn batch(&mut self, session: SessionId, number: u64, ops: &[Op]) -> BatchAnswer {
         self.begin();
         let header = Header { session, number, max_backlog: NUMBER_MAX, memory_full: false, seen: 0 };
+        let ops = with_recalls(ops, &self.stored);
         self.packed.pack(&self.keys, header, ops.iter());
         let command = self.packed.command();
         let bytes = self.runtime.block_on(self.link.call_bytes(&script::BATCH, &command)).unwrap();
         match decode::batch(&bytes, session, ops.iter()).unwrap() {
-            BatchReply::Applied { answers, .. } => BatchAnswer::Answers(answers),
+            BatchReply::Applied { answers, .. } => {
+                let told = ops.iter().zip(answers).filter(|(op, _)| !matches!(op.act, Act::Recall { .. }));
+                BatchAnswer::Answers(told.map(|(_, answer)| answer).collect())
+            }
             BatchReply::Fenced => BatchAnswer::Fenced,
             BatchReply::Lost { reason } => panic!("the ledger lost its data: {reason}"),
         }
@@ -113,6 +120,10 @@ impl Driver for RedisDriver {
         assert_eq!(ended.unreadable, 0);
     }
 
+    fn store(&mut self, _account: &AccountId, records: &[RecordState]) {
+        self.stored = records.to_vec();
+    }
+
     fn events(&mut self) -> Vec<Event> {
         if !std::mem::take(&mut self.unread) {
             return Vec::new();
@@ -124,12 +135,24 @@ impl Driver for RedisDriver {
         for (id, fields) in rows {
             self.counter += 1;
             assert_eq!(id, format!("{}-0", self.counter), "the log has no holes");
-            events.extend(
-                decode::entry(self.counter, &fields[1], fields.get(3).map_or(&[], Vec::as_slice)).unwrap().events,
-            );
+            let field = |index: usize| fields.get(index).map_or(&[][..], Vec::as_slice);
+            let fields = Fields { events: field(1), details: field(3), records: field(5) };
+            events.extend(decode::entry(self.counter, fields).unwrap().events);
         }
         events
     }
+}
+
+/// What a session does that had to ask: it tells beforehand what the store has of a record.
+fn with_recalls(ops: &[Op], stored: &[RecordState]) -> Vec<Op> {
+    let mut sent = Vec::with_capacity(ops.len());
+    for op in ops {
+        let known = |id| stored.iter().find(|record| record.id == id).cloned();
+        let recall = op.act.record().map(|record| Act::Recall { record, state: known(record) });
+        sent.extend(recall.map(|act| Op { account: op.account.clone(), act }));
+        sent.push(op.clone());
+    }
+    sent
 }
 
 /// Every answer, every event and every balance of the scripts is the model's.

@@ -309,14 +309,14 @@ impl<'a> Run<'a> {
                 let usage = self.usage();
                 plain(self.op(*account, Act::Charge { actual: credits(*actual), must: *must, usage, record }))
             }
-            Draft::Hold { account, record: number, fingerprint, amount, seconds } => {
+            Draft::Hold { account, record: number, fingerprint, amount, seconds, must } => {
                 let record = RecordKey { id: record(*number), fingerprint: *fingerprint };
                 let expires_in_us = seconds * 1_000_000;
-                plain(self.op(*account, Act::Hold { record, amount: credits(*amount), expires_in_us }))
+                plain(self.op(*account, Act::Hold { record, amount: credits(*amount), expires_in_us, must: *must }))
             }
-            Draft::SettleHold { account, record: number, actual } => {
+            Draft::SettleHold { account, record: number, actual, must } => {
                 let usage = self.usage();
-                let act = Act::SettleHold { record: record(*number), actual: credits(*actual), usage };
+                let act = Act::SettleHold { record: record(*number), actual: credits(*actual), must: *must, usage };
                 plain(self.op(*account, act))
             }
             Draft::ReleaseHold { account, record: number, expired_only } => {

@@ -80,7 +80,7 @@ impl Rig {
         let metrics = Metrics::new().unwrap();
         let (stop, later) = (CancellationToken::new(), CancellationToken::new());
         let store = faregate::store::open(&config.store, dir.path()).await.unwrap();
-        let source = Arc::new(StoreSource::new(store.clone()));
+        let source = Arc::new(StoreSource::whole(store.clone()));
         let embedded = EmbeddedLedger::new(&config.ledger, source, metrics.clone());
         let (log, into, flushed, until) = (embedded.outbox(), store.clone(), metrics.clone(), later.clone());
         let flusher = config.clone();

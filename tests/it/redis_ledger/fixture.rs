@@ -12,7 +12,7 @@ use faregate::ledger::redis::wire::decode::Entry;
 use faregate::ledger::redis::{Epochs, OpenError, Position, RedisLedger, Standing};
 use faregate::ledger::{
     AccountId, AccountSource, AccountState, Act, Answer, Balance, Connect, Event, GrantId, GrantKind, GrantState,
-    LedgerError, Limits, Op, Parts, Reserved, SessionId, SharedLedger,
+    LedgerError, Limits, Op, Parts, RecordId, RecordState, Reserved, SessionId, SharedLedger,
 };
 use faregate::store::reopenings::SESSION_CLOSED;
 use faregate::telemetry::Metrics;
@@ -25,6 +25,7 @@ use crate::support::Redis;
 #[derive(Default)]
 pub(crate) struct Bank {
     accounts: Mutex<BTreeMap<AccountId, AccountState>>,
+    pub(crate) records: Mutex<BTreeMap<RecordId, RecordState>>,
     position: Mutex<Position>,
     reopening: AtomicBool,
     sessions: Mutex<BTreeMap<SessionId, u64>>,
@@ -93,6 +94,10 @@ impl AccountSource for Bank {
         self.loads.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(self.load_ms.load(Ordering::Relaxed))).await;
         Ok(self.accounts.lock().unwrap().get(account).cloned())
+    }
+
+    async fn record(&self, _account: &AccountId, record: RecordId) -> Result<Option<RecordState>, LedgerError> {
+        Ok(self.records.lock().unwrap().get(&record).cloned())
     }
 }
 

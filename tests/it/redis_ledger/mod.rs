@@ -138,7 +138,7 @@ async fn api_holds_are_records_that_expire() {
     fixture.sweep();
     let account = fixture.account("ada", 100);
     let key = |number| RecordKey { id: RecordId(Uuid::from_u128(number)), fingerprint: 7 };
-    let hold = |number, us| Act::Hold { record: key(number), amount: credits(10), expires_in_us: us };
+    let hold = |number, us| Act::Hold { record: key(number), amount: credits(10), expires_in_us: us, must: false };
     let held = ask(&fixture.ledger, &account, hold(1, 3_600_000_000)).await;
     let Answer::Held { expires_at, .. } = held else { panic!("{held:?}") };
     assert!(matches!(ask(&fixture.ledger, &account, hold(1, 5)).await, Answer::Repeated(_)));
@@ -148,7 +148,7 @@ async fn api_holds_are_records_that_expire() {
         (fixture.balance(&account).await.held == credits(10)).then_some(())
     })
     .await;
-    let act = Act::SettleHold { record: key(1).id, actual: credits(4), usage: bytes::Bytes::new() };
+    let act = Act::SettleHold { record: key(1).id, actual: credits(4), must: false, usage: bytes::Bytes::new() };
     assert!(matches!(ask(&fixture.ledger, &account, act.clone()).await, Answer::Settled { .. }));
     assert!(matches!(ask(&fixture.ledger, &account, act).await, Answer::Finished(_)));
     let left = fixture.balance(&account).await;

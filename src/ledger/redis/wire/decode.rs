@@ -7,7 +7,7 @@ use super::{Malformed, Reader};
 use crate::credits::Credits;
 use crate::ledger::{
     AccountId, Act, Answer, Balance, Delta, Event, EventKind, GrantId, GrantKind, GrantState, Kept, Limit, Micros, Op,
-    Parts, RecordId, Reserved, SessionId,
+    Parts, RecordId, RecordState, Reserved, SessionId,
 };
 
 /// What became of a batch.
@@ -96,6 +96,7 @@ fn answer(reader: &mut Reader<'_>, session: SessionId, op: &Op) -> Result<Answer
         22 => Answer::TooLarge,
         23 => Answer::Unreadable,
         24 => Answer::Backlogged,
+        25 => Answer::UnknownRecord,
         _ => return Err(Malformed("an unknown answer")),
     })
 }
@@ -136,6 +137,10 @@ fn balance(reader: &mut Reader<'_>) -> Result<Answer, Malformed> {
 
 fn kept(reader: &mut Reader<'_>) -> Result<Kept, Malformed> {
     reader.array()?;
+    kept_fields(reader)
+}
+
+fn kept_fields(reader: &mut Reader<'_>) -> Result<Kept, Malformed> {
     let (kind, available_micro, amount, expires_at) = (reader.int()?, reader.int()?, reader.int()?, reader.uint()?);
     Ok(match kind {
         1 => Kept::Held { held_micro: amount, available_micro, expires_at },
@@ -154,6 +159,8 @@ pub struct Entry {
     pub number: u64,
     pub at: Micros,
     pub events: Vec<Event>,
+    /// Records as they stood after it.
+    pub records: Vec<(AccountId, RecordState)>,
     /// How its bytes begin: session, number and time. No other entry begins so, in whatever history.
     pub mark: Vec<u8>,
 }
@@ -161,19 +168,59 @@ pub struct Entry {
 /// An event has more to tell than what was charged.
 const MORE: i64 = 16;
 
-/// Reads the entry with id `<counter>-0`: its events, and the details that they name (none: empty).
-pub fn entry(counter: u64, events: &[u8], details: &[u8]) -> Result<Entry, Malformed> {
+/// An entry's fields as the stream has them; those that it lacks are empty.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fields<'a> {
+    pub events: &'a [u8],
+    /// What the events name.
+    pub details: &'a [u8],
+    pub records: &'a [u8],
+}
+
+/// Reads the entry with id `<counter>-0`.
+pub fn entry(counter: u64, fields: Fields<'_>) -> Result<Entry, Malformed> {
+    let Fields { events, details, records } = fields;
     let details = read_details(details)?;
     let mut reader = Reader::new(events);
     // One flat array.
     reader.array()?;
     let (session, number, at) = (SessionId(reader.uint()?), reader.uint()?, reader.uint()?);
     let mark = events.get(..events.len().saturating_sub(reader.left())).unwrap_or_default().to_vec();
-    let mut entry = Entry { counter, session, number, at, events: Vec::with_capacity(details.len()), mark };
+    let records = read_records(records)?;
+    let mut entry = Entry { counter, session, number, at, events: Vec::with_capacity(details.len()), records, mark };
     while !reader.is_at_end() {
         entry.events.push(event(&mut reader, at, &details)?);
     }
     Ok(entry)
+}
+
+/// One flat array: of each record `<id>:<account>`, fingerprint, until, parts held or 0, and its answer.
+fn read_records(bytes: &[u8]) -> Result<Vec<(AccountId, RecordState)>, Malformed> {
+    let mut records = Vec::new();
+    if bytes.is_empty() {
+        return Ok(records);
+    }
+    let mut reader = Reader::new(bytes);
+    reader.array()?;
+    while !reader.is_at_end() {
+        let member = std::str::from_utf8(reader.bytes()?).ok().and_then(|member| member.split_once(':'));
+        let (id, account) = member.ok_or(Malformed("a record's name"))?;
+        let id = Uuid::try_parse(id).map_err(|_| Malformed("a record's id"))?;
+        let account = AccountId::parse(account).map_err(|_| Malformed("an account's name"))?;
+        let (fingerprint, until) = (reader.uint()?, reader.uint()?);
+        let held = if reader.is_number() { reader.uint().map(|_| None)? } else { Some(held_parts(&mut reader)?) };
+        let answer = kept_fields(&mut reader)?;
+        records.push((account, RecordState { id: RecordId(id), fingerprint, until, held, answer }));
+    }
+    Ok(records)
+}
+
+fn held_parts(reader: &mut Reader<'_>) -> Result<Vec<(GrantId, i64)>, Malformed> {
+    let mut parts = Vec::new();
+    for _ in 0..reader.array()? / 2 {
+        parts.push((GrantId(reader.uint()?), reader.int()?));
+    }
+    Ok(parts)
 }
 
 /// Of whom an event tells, and what was used.

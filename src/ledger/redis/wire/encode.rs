@@ -3,8 +3,8 @@
 use super::super::script;
 use super::{Keyspace, NUMBER_MAX, Writer};
 use crate::ledger::{
-    AccountId, AccountState, Act, Change, GrantKind, Limits, Micros, Op, Parts, RecordId, RecordKey, Scope, SessionId,
-    TOKENS_MAX, limit_increment,
+    AccountId, AccountState, Act, Change, GrantId, GrantKind, Kept, Limits, Micros, Op, Parts, RecordId, RecordKey,
+    RecordState, Scope, SessionId, TOKENS_MAX, limit_increment,
 };
 
 /// Steps of a limit, as `admit` reads them.
@@ -148,7 +148,7 @@ impl Packed {
         let account = self.account(prefix, &op.account);
         let (record, ticket) = match &op.act {
             Act::Ticket { .. } | Act::Load { .. } => (0, self.shared_key(&[prefix, "tick:", op.account.as_str()])),
-            act => (record_of(act).map_or(0, |id| self.record(prefix, id, &op.account)), 0),
+            act => (act.record().map_or(0, |id| self.record(prefix, id, &op.account)), 0),
         };
         let detail = self.detail(op);
         OpWriter { out: &mut self.operations, account, record, ticket, detail }.act(&op.act);
@@ -224,17 +224,17 @@ impl OpWriter<'_> {
                 self.out.uint(self.detail);
                 self.record(*record);
             }
-            Act::Hold { record, amount, expires_in_us } => {
+            Act::Hold { record, amount, expires_in_us, must } => {
                 self.head(7, 5);
                 self.out.int(amount.micro());
                 self.out.uint((*expires_in_us).min(LONGEST_HOLD_US));
-                self.out.uint(0);
+                self.out.flag(*must);
                 self.record(Some(*record));
             }
-            Act::SettleHold { actual, .. } => {
+            Act::SettleHold { actual, must, .. } => {
                 self.head(8, 4);
                 self.out.int(actual.micro());
-                self.out.uint(0);
+                self.out.flag(*must);
                 self.out.uint(self.detail);
                 self.out.uint(self.record as u64);
             }
@@ -251,13 +251,21 @@ impl OpWriter<'_> {
                 self.ticket(*ticket);
             }
             Act::Load { ticket, state } => {
-                self.head(12, 7);
+                self.head(12, 10);
                 self.ticket(*ticket);
                 self.state(state);
             }
             Act::Park { flushed_seq } => {
                 self.head(13, 1);
                 self.out.uint((*flushed_seq).min(NUMBER_MAX));
+            }
+            Act::Recall { state, .. } => {
+                self.head(16, 2);
+                self.out.uint(self.record as u64);
+                match state {
+                    None => self.out.uint(0),
+                    Some(state) => self.kept_record(state),
+                }
             }
             Act::Sweep => self.head(14, 0),
             Act::Balance => self.head(15, 0),
@@ -344,7 +352,59 @@ impl OpWriter<'_> {
         });
     }
 
-    /// Records stay behind: only the embedded ledger keeps them in the store.
+    /// `{fingerprint, until, parts held or 0, {kind, available, amount, expires at}}`
+    fn kept_record(&mut self, record: &RecordState) {
+        self.out.array(4);
+        self.out.uint(record.fingerprint.min(NUMBER_MAX));
+        self.out.uint(record.until.min(NUMBER_MAX));
+        match &record.held {
+            None => self.out.uint(0),
+            Some(held) => self.micro_parts(held),
+        }
+        let (kind, available, amount, expires_at) = match record.answer {
+            Kept::Held { held_micro, available_micro, expires_at } => (1, available_micro, held_micro, expires_at),
+            Kept::Charged { charged_micro, available_micro } => (2, available_micro, charged_micro, 0),
+            Kept::Released { available_micro } => (3, available_micro, 0, 0),
+        };
+        self.out.array(4);
+        self.out.uint(kind);
+        self.out.int(available);
+        self.out.int(amount);
+        self.out.uint(expires_at.min(NUMBER_MAX));
+    }
+
+    fn micro_parts(&mut self, parts: &[(GrantId, i64)]) {
+        self.out.array(parts.len() * 2);
+        for (grant, micro) in parts {
+            self.out.uint(grant.0.min(NUMBER_MAX));
+            self.out.int(*micro);
+        }
+    }
+
+    /// What the open API holds hold together, how many they are, and when each expires. Kept answers stay in the store
+    /// until they are asked for ([`Act::Recall`]).
+    fn open_holds(&mut self, records: &[RecordState]) {
+        let (mut parts, mut open): (Vec<(GrantId, i64)>, Vec<&RecordState>) = Default::default();
+        for record in records {
+            let Some(held) = &record.held else { continue };
+            open.push(record);
+            for (id, micro) in held {
+                match parts.iter_mut().find(|(grant, _)| grant == id) {
+                    Some((_, sum)) => *sum = sum.saturating_add(*micro),
+                    None => parts.push((*id, *micro)),
+                }
+            }
+        }
+        self.micro_parts(&parts);
+        self.out.uint(open.len() as u64);
+        self.out.array(open.len() * 2);
+        for record in open {
+            let mut buffer = uuid::Uuid::encode_buffer();
+            self.out.bytes(record.id.0.simple().encode_lower(&mut buffer).as_bytes());
+            self.out.uint(record.until.min(NUMBER_MAX));
+        }
+    }
+
     fn state(&mut self, state: &AccountState) {
         self.out.uint(state.seq.min(NUMBER_MAX));
         self.out.uint(state.change.min(NUMBER_MAX));
@@ -358,6 +418,7 @@ impl OpWriter<'_> {
             self.out.uint(instant(grant.expires_at));
             self.out.flag(grant.frozen);
         }
+        self.open_holds(&state.records);
     }
 }
 
@@ -367,15 +428,6 @@ const LONGEST_HOLD_US: Micros = NUMBER_MAX / 2;
 /// A grant's expiry, early enough that a minute can be added to it.
 fn instant(at: Micros) -> Micros {
     at.min(NUMBER_MAX - 60_000_000)
-}
-
-fn record_of(act: &Act) -> Option<RecordId> {
-    match act {
-        Act::Charge { record, .. } => record.map(|key| key.id),
-        Act::Hold { record, .. } => Some(record.id),
-        Act::SettleHold { record, .. } | Act::ReleaseHold { record, .. } => Some(*record),
-        _ => None,
-    }
 }
 
 fn step(count: u64, per_minute: u64) -> i64 {
