@@ -53,6 +53,7 @@ async function user() {
   });
   await page.goto(link.url.replace(/^http:\/\/[^/]+/, server.gate));
   await page.getByText("5 credits available").waitFor({ state: "attached" });
+  await page.getByText("Live", { exact: true }).waitFor();
   assert.equal(new URL(page.url()).hash, "", "the link's secret has left the address");
   assert.ok(bytes > 0 && bytes < MAX_PAGE_BYTES, `the page is ${bytes} bytes`);
   step(`the billing page is ${(bytes / 1024).toFixed(1)} KB compressed`);

@@ -14,7 +14,6 @@ export function Chat() {
     <>
       <CheckoutResult />
       <CreditsWarning onUpgrade={() => showPlans(true)} />
-      {(plans || broke) && <PlanSelector />}
       <ol className="messages" aria-live="polite">
         {messages.map((message) => (
           <li key={message.id} data-role={message.role}>
@@ -22,6 +21,7 @@ export function Chat() {
           </li>
         ))}
       </ol>
+      {(plans || broke) && <PlanSelector />}
       {error !== undefined && !broke && (
         <p role="alert" className="fg-note fg-note-error">
           There was no answer. <button onClick={clearError}>Dismiss</button>
