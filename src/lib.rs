@@ -11,6 +11,8 @@ pub mod error;
 pub mod gateway;
 pub mod identity;
 pub mod ledger;
+pub mod mail;
+pub(crate) mod outbound;
 pub mod page;
 pub mod pricing;
 pub mod serve;

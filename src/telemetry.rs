@@ -56,6 +56,16 @@ pub struct Metrics {
     pub pending_changes: IntGauge,
     /// `result`: found, unknown, error.
     pub key_lookups: IntCounterVec,
+    /// Tokens looked at anew; `result`: ok, unavailable, refused, or a [`TokenFault`](crate::identity::TokenFault)'s name.
+    pub token_checks: IntCounterVec,
+    /// `result`: ok, failed.
+    pub jwks_fetches: IntCounterVec,
+    /// `result`: created, granted, repeated, refused.
+    pub sign_ups: IntCounterVec,
+    /// As of Stripe's.
+    pub auth_webhooks: IntCounterVec,
+    /// `state`: pending, parked.
+    pub auth_events: IntGaugeVec,
     /// `result`: stored, duplicate, malformed, wrong, stale, unreadable, failed.
     pub billing_webhooks: IntCounterVec,
     /// `state`: pending, parked.
@@ -158,6 +168,11 @@ impl Metrics {
             dead_letters: make.counter("faregate_dead_letters_total", "Usage rows that could not be written")?,
             pending_changes: make.gauge("faregate_pending_changes", "Billing changes not yet in the ledger")?,
             key_lookups: make.counters("faregate_key_lookups_total", "Key look-ups in the store", &["result"])?,
+            token_checks: make.counters("faregate_token_checks_total", "Access tokens checked anew", &["result"])?,
+            jwks_fetches: make.counters("faregate_jwks_fetches_total", "Questions for issuers' keys", &["result"])?,
+            sign_ups: make.counters("faregate_sign_ups_total", "Users from issuers of tokens", &["result"])?,
+            auth_webhooks: make.counters("faregate_auth_webhooks_total", "Webhooks about users", &["result"])?,
+            auth_events: make.gauges("faregate_auth_events", "Events about users that wait", &["state"])?,
             billing_webhooks: make.counters("faregate_billing_webhooks_total", "Webhooks of Stripe's", &["result"])?,
             billing_events: make.gauges("faregate_billing_events", "Events of Stripe's that wait", &["state"])?,
             billing_attempts: make.counters(

@@ -12,9 +12,10 @@ use super::problem::Problem;
 use super::types::Time;
 use super::{Api, Caller};
 use crate::config::Config;
+use crate::identity::principal::CallerKind;
 use crate::identity::secret::{self, LinkError};
 use crate::ledger::AccountId;
-use crate::store::{KeyKind, SharedStore};
+use crate::store::SharedStore;
 
 #[derive(Serialize)]
 pub(crate) struct LinkView {
@@ -25,7 +26,7 @@ pub(crate) struct LinkView {
 
 /// For the product's backend, with its service key: a link for the user that it names.
 pub(crate) async fn create(State(api): State<Arc<Api>>, Caller(principal): Caller) -> Result<Response, Problem> {
-    if principal.kind != KeyKind::Service {
+    if principal.kind != CallerKind::Service {
         let detail = "links are made by your backend, with a service key";
         return Err(Problem::new(StatusCode::FORBIDDEN, "service-key-only", "Not with this key", detail));
     }

@@ -181,9 +181,11 @@ impl From<AuthError> for Problem {
         let refused = |status, slug, title| Problem::new(status, slug, title, error.to_string());
         match error {
             AuthError::Missing => refused(StatusCode::UNAUTHORIZED, "no-key", "A key is needed"),
-            AuthError::Invalid | AuthError::Revoked => {
+            AuthError::Invalid | AuthError::Revoked | AuthError::Expired | AuthError::Ambiguous => {
                 refused(StatusCode::UNAUTHORIZED, "invalid-key", "The key does not open")
             }
+            AuthError::Token(_) => refused(StatusCode::UNAUTHORIZED, "invalid-token", "The access token does not open"),
+            AuthError::Unproven => refused(StatusCode::FORBIDDEN, "unproven", "The user is not verified"),
             AuthError::NoUser => refused(StatusCode::BAD_REQUEST, "no-user", "A user must be named"),
             AuthError::UnknownUser => refused(StatusCode::NOT_FOUND, "unknown-user", "There is no such user"),
             AuthError::Closed => refused(StatusCode::FORBIDDEN, "closed", "The account is closed"),

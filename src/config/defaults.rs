@@ -27,6 +27,9 @@ impl Default for Config {
             stripe: Stripe::default(),
             page: Page::default(),
             service_keys: ServiceKeys::default(),
+            tokens: Tokens::default(),
+            stack: Stack::default(),
+            issuers: BTreeMap::new(),
             server: Server::default(),
             tls: Tls::default(),
             shed: Shed::default(),
@@ -214,6 +217,40 @@ impl Default for Stripe {
 impl Default for ServiceKeys {
     fn default() -> ServiceKeys {
         ServiceKeys { create_users: true, plan: "free".into() }
+    }
+}
+
+impl Default for Tokens {
+    fn default() -> Tokens {
+        Tokens { plan: "free".into(), jwks_max_age_ms: 3_600_000, jwks_min_interval_ms: 10_000, jwks_timeout_ms: 4_000 }
+    }
+}
+
+impl Default for Stack {
+    fn default() -> Stack {
+        Stack {
+            project_id: String::new(),
+            base_url: "https://api.stack-auth.com".into(),
+            webhook_secrets: Vec::new(),
+            tolerance_ms: 300_000,
+            max_webhook_bytes: MIB,
+            max_attempts: 36,
+            anonymous: Unproven::Nothing,
+            restricted: Unproven::Nothing,
+            require_verified_email: false,
+        }
+    }
+}
+
+impl Default for Issuer {
+    fn default() -> Issuer {
+        Issuer {
+            issuer: String::new(),
+            jwks_url: String::new(),
+            audiences: Vec::new(),
+            user_prefix: String::new(),
+            require_verified_email: true,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 pub(super) const PREFIX: &str = "FAREGATE_";
 
 /// The variables that have names of their own.
-const NAMED: [(&str, &str); 7] = [
+const NAMED: [(&str, &str); 10] = [
     ("FAREGATE_LEDGER_URL", "ledger.url"),
     ("FAREGATE_STORE_URL", "store.url"),
     ("FAREGATE_UPSTREAM_URL", "upstream.url"),
@@ -11,6 +11,9 @@ const NAMED: [(&str, &str); 7] = [
     ("FAREGATE_STRIPE_SECRET_KEY", "stripe.secret_key"),
     ("FAREGATE_STRIPE_WEBHOOK_SECRETS", "stripe.webhook_secrets"),
     ("FAREGATE_STRIPE_API_BASE", "stripe.api_base"),
+    ("FAREGATE_STACK_PROJECT_ID", "stack.project_id"),
+    ("FAREGATE_STACK_BASE_URL", "stack.base_url"),
+    ("FAREGATE_STACK_WEBHOOK_SECRET", "stack.webhook_secrets"),
 ];
 
 /// The file of settings, where no `--config` names one; the command line reads it.

@@ -42,6 +42,9 @@ pub struct Config {
     pub stripe: Stripe,
     pub page: Page,
     pub service_keys: ServiceKeys,
+    pub tokens: Tokens,
+    pub stack: Stack,
+    pub issuers: BTreeMap<String, Issuer>,
     pub server: Server,
     pub tls: Tls,
     pub shed: Shed,
@@ -366,6 +369,65 @@ pub struct ServiceKeys {
     /// Create the user named in `x-faregate-user` at first use.
     pub create_users: bool,
     pub plan: String,
+}
+
+/// Access tokens of signed-in users, whoever issues them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tokens {
+    /// Of a user who is made at the first token.
+    pub plan: String,
+    /// How old an issuer's keys may get before they are asked for again.
+    pub jwks_max_age_ms: u64,
+    /// At least so long lies between two questions for an issuer's keys.
+    pub jwks_min_interval_ms: u64,
+    pub jwks_timeout_ms: u64,
+}
+
+/// Stack Auth, hosted or one's own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stack {
+    /// Empty: its tokens are not taken.
+    pub project_id: String,
+    pub base_url: String,
+    /// `whsec_…`, each; several while one is replaced.
+    pub webhook_secrets: Vec<Secret>,
+    /// How old a webhook's signature may be.
+    pub tolerance_ms: u64,
+    pub max_webhook_bytes: usize,
+    /// Attempts to process an event before it is parked.
+    pub max_attempts: u32,
+    pub anonymous: Unproven,
+    pub restricted: Unproven,
+    /// Sign-up credits wait until the mail address is verified.
+    pub require_verified_email: bool,
+}
+
+/// What becomes of users whose issuer does not vouch for them yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unproven {
+    /// They get in, without sign-up credits until they are verified.
+    Nothing,
+    /// As everybody else.
+    Credits,
+    /// They do not get in.
+    Refuse,
+}
+
+/// Any other issuer of tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Issuer {
+    /// As `iss` in its tokens.
+    pub issuer: String,
+    pub jwks_url: String,
+    /// One of them is in `aud`.
+    pub audiences: Vec<String>,
+    /// Stands before `sub` in a user's id, so that two issuers' users never meet.
+    pub user_prefix: String,
+    pub require_verified_email: bool,
 }
 
 /// How clients are served.

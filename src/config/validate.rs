@@ -1,6 +1,7 @@
 //! What types cannot say: whether the settings fit together.
 
 mod billing;
+mod issuers;
 
 use std::collections::BTreeMap;
 
@@ -36,6 +37,7 @@ pub(super) fn validate(config: &Config) -> Vec<(String, String)> {
     }
     plans(config, &mut found);
     billing::billing(config, &mut found);
+    issuers::issuers(config, &mut found);
     ledger(config, &mut found);
     limits(config, &mut found);
     others(config, &mut found);

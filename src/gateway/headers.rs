@@ -169,7 +169,7 @@ fn passes_forward(name: &HeaderName, what: &Forwarding<'_>) -> bool {
         "x-http-method-override" | "x-http-method" | "x-method-override" | "x-original-url" | "x-rewrite-url" => http,
         "cookie" | "forwarded" | "x-forwarded-for" | "x-real-ip" => http,
         "accept-encoding" => !what.read,
-        _ => !text.starts_with("x-faregate-") && !text.starts_with("x-stack-"),
+        _ => !text.starts_with("x-faregate-") && !text.starts_with("x-stack-") && !text.starts_with("x-hexclave-"),
     }
 }
 

@@ -326,7 +326,11 @@ fn auth(error: AuthError) -> View {
     match error {
         AuthError::Missing => unauthorized("missing_api_key"),
         AuthError::Invalid => unauthorized("invalid_api_key"),
+        AuthError::Ambiguous => unauthorized("ambiguous_credentials"),
         AuthError::Revoked => unauthorized("revoked_api_key"),
+        AuthError::Expired => unauthorized("expired_api_key"),
+        AuthError::Token(_) => unauthorized("invalid_access_token"),
+        AuthError::Unproven => bad(StatusCode::FORBIDDEN, Outcome::Forbidden, "user_not_verified", error.to_string()),
         AuthError::NoUser | AuthError::UnknownUser => {
             View { param: Some("x-faregate-user"), ..bad_request("invalid_user", error.to_string()) }
         }

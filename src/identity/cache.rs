@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use super::keys::KeyHash;
 use super::marks::{Mark, Marks};
-use super::principal::{AuthError, SharedPrincipal};
+use super::principal::{AuthError, CallerKind, SharedPrincipal};
+use super::token::TokenFault;
 use crate::ledger::AccountId;
 use crate::store::IdentityChange;
 
@@ -22,6 +25,9 @@ const MAX_PRINCIPALS: u64 = 100_000;
 /// Apart from the principals, so that a flood of made-up keys pushes nobody out.
 pub const MAX_REFUSALS: u64 = 10_000;
 
+/// Entries whose use is to be noted; beyond it the next use counts.
+const MAX_TOUCHED: usize = 100_000;
+
 pub(super) struct Cache {
     found: moka::sync::Cache<KeyHash, Arc<Entry<Found>>>,
     refused: moka::sync::Cache<KeyHash, Arc<Entry<AuthError>>>,
@@ -29,6 +35,8 @@ pub(super) struct Cache {
     user_marks: Marks<AccountId>,
     /// Nothing is kept before the first poll told where to go on from.
     watching: AtomicBool,
+    /// What was used since keys were last noted as used.
+    touched: Mutex<Vec<Arc<Entry<Found>>>>,
     /// Raised when everything kept is void.
     generation: AtomicU64,
     begun: Instant,
@@ -48,6 +56,20 @@ struct Entry<T> {
     value: T,
     watch: Watch,
     kept: Instant,
+    /// When what it was made from ends by itself: a token, or a key.
+    until: Option<Instant>,
+    /// It is among the touched.
+    used: AtomicBool,
+}
+
+impl<T> Entry<T> {
+    fn new(value: T, watch: Watch, until: Option<Instant>) -> Arc<Entry<T>> {
+        Arc::new(Entry { value, watch, kept: Instant::now(), until, used: AtomicBool::new(false) })
+    }
+
+    fn in_time(&self) -> bool {
+        self.until.is_none_or(|until| until > Instant::now())
+    }
 }
 
 /// Taken before the store is read, so that a change in between is noticed.
@@ -65,6 +87,7 @@ impl Cache {
             key_marks: Marks::new(),
             user_marks: Marks::new(),
             watching: AtomicBool::new(false),
+            touched: Mutex::new(Vec::new()),
             generation: AtomicU64::new(0),
             begun: Instant::now(),
             heard_ms: AtomicU64::new(0),
@@ -89,8 +112,9 @@ impl Cache {
 
     fn get(&self, digest: &KeyHash) -> Option<Result<Found, AuthError>> {
         let generation = self.generation.load(Ordering::Acquire);
-        let found = self.found.get(digest).filter(|entry| entry.watch.stands(generation));
+        let found = self.found.get(digest).filter(|entry| entry.watch.stands(generation) && entry.in_time());
         if let Some(entry) = found.filter(|entry| entry.kept.elapsed() < PRINCIPAL_TTL || self.blind()) {
+            self.touch(&entry);
             return Some(Ok(entry.value.clone()));
         }
         self.refused.get(digest).filter(|entry| entry.watch.stands(generation)).map(|entry| Err(entry.value))
@@ -99,7 +123,7 @@ impl Cache {
     /// Who this was, when the store could last be asked.
     pub(super) fn stale(&self, digest: &KeyHash) -> Option<SharedPrincipal> {
         let generation = self.generation.load(Ordering::Acquire);
-        let entry = self.found.get(digest).filter(|entry| entry.watch.stands(generation))?;
+        let entry = self.found.get(digest).filter(|entry| entry.watch.stands(generation) && entry.in_time())?;
         match &entry.value {
             Found::Principal(principal) => Some(principal.clone()),
             Found::ServiceKey(_) => None,
@@ -121,16 +145,57 @@ impl Cache {
         watch.user = Some(self.user_marks.mark(user.clone()));
     }
 
-    /// Keeps what was looked up; that nothing could be looked up is not kept.
-    pub(super) fn keep(&self, digest: &KeyHash, looked_up: Result<Found, AuthError>, watch: Watch) {
+    /// Keeps what was looked up, no longer than `until`; that nothing could be looked up is not kept, nor a key that its
+    /// issuer may publish any moment.
+    pub(super) fn keep(
+        &self,
+        digest: &KeyHash,
+        looked_up: Result<Found, AuthError>,
+        watch: Watch,
+        until: Option<Instant>,
+    ) {
         if !self.watching.load(Ordering::Acquire) {
             return;
         }
         match looked_up {
-            Ok(value) => self.found.insert(*digest, Arc::new(Entry { value, watch, kept: Instant::now() })),
-            Err(AuthError::Unavailable) => {}
-            Err(value) => self.refused.insert(*digest, Arc::new(Entry { value, watch, kept: Instant::now() })),
+            Ok(value) => {
+                let entry = Entry::new(value, watch, until);
+                self.touch(&entry);
+                self.found.insert(*digest, entry);
+            }
+            Err(AuthError::Unavailable | AuthError::Token(TokenFault::UnknownKey)) => {}
+            Err(value) => self.refused.insert(*digest, Entry::new(value, watch, None)),
         }
+    }
+
+    fn touch(&self, entry: &Arc<Entry<Found>>) {
+        // One read where it is noted already, as on the hot path it is.
+        if entry.used.load(Ordering::Relaxed) || entry.used.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let mut touched = self.touched.lock();
+        if touched.len() < MAX_TOUCHED {
+            touched.push(entry.clone());
+        }
+    }
+
+    /// The keys that were used since this was last asked.
+    pub(super) fn take_touched(&self) -> Vec<String> {
+        let touched = std::mem::take(&mut *self.touched.lock());
+        let mut keys: Vec<String> = touched
+            .iter()
+            .filter_map(|entry| {
+                entry.used.store(false, Ordering::Relaxed);
+                match &entry.value {
+                    Found::Principal(principal) if principal.kind == CallerKind::Token => None,
+                    Found::Principal(principal) => Some(principal.key_id.to_string()),
+                    Found::ServiceKey(id) => Some(id.to_string()),
+                }
+            })
+            .collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
     }
 
     pub(super) fn forget_key(&self, hash: &KeyHash) {
@@ -176,7 +241,6 @@ mod tests {
     use super::*;
     use crate::identity::principal::Principal;
     use crate::ledger::Limits;
-    use crate::store::KeyKind;
 
     const KEY: KeyHash = [7; 32];
 
@@ -190,7 +254,8 @@ mod tests {
             plan: "free".into(),
             limits: Limits::default(),
             key_id: "key".into(),
-            kind: KeyKind::Live,
+            kind: CallerKind::Live,
+            scope: None,
         })))
     }
 
@@ -206,14 +271,14 @@ mod tests {
         for change in changes {
             let cache = Cache::new();
             cache.follow(None, 3, &[]);
-            cache.keep(&KEY, found(), looked_up(&cache));
+            cache.keep(&KEY, found(), looked_up(&cache), None);
             assert!(cache.principal(&KEY).is_some());
             let under_way = looked_up(&cache);
             cache.follow(Some(3), 4, &[change]);
             assert!(cache.principal(&KEY).is_none());
-            cache.keep(&KEY, found(), under_way);
+            cache.keep(&KEY, found(), under_way, None);
             assert!(cache.principal(&KEY).is_none(), "read before the change, kept after it");
-            cache.keep(&KEY, found(), looked_up(&cache));
+            cache.keep(&KEY, found(), looked_up(&cache), None);
             assert!(cache.principal(&KEY).is_some());
         }
     }
@@ -222,7 +287,7 @@ mod tests {
     fn the_first_change_ever_voids_everything() {
         let cache = Cache::new();
         cache.follow(None, 0, &[]);
-        cache.keep(&KEY, found(), looked_up(&cache));
+        cache.keep(&KEY, found(), looked_up(&cache), None);
         cache.follow(Some(0), 0, &[]);
         assert!(cache.principal(&KEY).is_some());
         cache.follow(Some(0), 1, &[]);
@@ -232,7 +297,7 @@ mod tests {
     #[test]
     fn nothing_is_kept_before_changes_are_followed() {
         let cache = Cache::new();
-        cache.keep(&KEY, found(), looked_up(&cache));
+        cache.keep(&KEY, found(), looked_up(&cache), None);
         assert!(cache.principal(&KEY).is_none());
     }
 
@@ -245,7 +310,13 @@ mod tests {
         cache.begun = ago(Duration::from_secs(100));
         cache.follow(None, 3, &[]);
         let kept = ago(PRINCIPAL_TTL);
-        let entry = Entry { value: found().unwrap(), watch: looked_up(&cache), kept };
+        let entry = Entry {
+            value: found().unwrap(),
+            watch: looked_up(&cache),
+            kept,
+            until: None,
+            used: AtomicBool::new(false),
+        };
         cache.found.insert(KEY, Arc::new(entry));
         assert!(cache.principal(&KEY).is_none(), "its time is up, and the store answers");
         assert!(cache.stale(&KEY).is_some(), "unless it does not, this time");
@@ -255,13 +326,37 @@ mod tests {
         assert!(cache.principal(&KEY).is_none() && cache.stale(&KEY).is_none(), "what changed counts");
     }
 
+    /// Neither a fresh cache nor a store that is away makes a token last longer than it says.
+    #[test]
+    fn nobody_is_known_beyond_their_time() {
+        let cache = Cache::new();
+        cache.follow(None, 3, &[]);
+        let past = Instant::now();
+        cache.keep(&KEY, found(), looked_up(&cache), Some(past));
+        assert!(cache.principal(&KEY).is_none() && cache.stale(&KEY).is_none());
+        cache.keep(&KEY, found(), looked_up(&cache), Some(past + Duration::from_secs(60)));
+        assert!(cache.principal(&KEY).is_some() && cache.stale(&KEY).is_some());
+    }
+
+    #[test]
+    fn uses_are_noted_once() {
+        let cache = Cache::new();
+        cache.follow(None, 3, &[]);
+        cache.keep(&KEY, found(), looked_up(&cache), None);
+        assert!((0..5).all(|_| cache.principal(&KEY).is_some()));
+        assert_eq!(cache.take_touched(), ["key"]);
+        assert!(cache.take_touched().is_empty());
+        assert!(cache.principal(&KEY).is_some());
+        assert_eq!(cache.take_touched(), ["key"]);
+    }
+
     #[test]
     fn a_store_that_is_away_is_no_answer_to_keep() {
         let cache = Cache::new();
         cache.follow(None, 1, &[]);
-        cache.keep(&KEY, Err(AuthError::Unavailable), looked_up(&cache));
+        cache.keep(&KEY, Err(AuthError::Unavailable), looked_up(&cache), None);
         assert!(cache.principal(&KEY).is_none());
-        cache.keep(&KEY, Err(AuthError::Revoked), looked_up(&cache));
+        cache.keep(&KEY, Err(AuthError::Revoked), looked_up(&cache), None);
         assert_eq!(cache.principal(&KEY), Some(Err(AuthError::Revoked)));
     }
 
@@ -269,12 +364,12 @@ mod tests {
     fn refusals_are_bounded_and_apart() {
         let cache = Cache::new();
         cache.follow(None, 1, &[]);
-        cache.keep(&KEY, found(), looked_up(&cache));
+        cache.keep(&KEY, found(), looked_up(&cache), None);
         for number in 0..MAX_REFUSALS * 3 {
             let mut digest = [0; 32];
             digest[..8].copy_from_slice(&number.to_be_bytes());
             let watch = cache.watch(&digest);
-            cache.keep(&digest, Err(AuthError::Invalid), watch);
+            cache.keep(&digest, Err(AuthError::Invalid), watch, None);
         }
         cache.refused.run_pending_tasks();
         assert!(cache.refused.entry_count() <= MAX_REFUSALS);

@@ -60,6 +60,10 @@ impl NewKey {
             name,
             created_at,
             revoked_at: None,
+            expires_at: None,
+            last_used_at: None,
+            budget: None,
+            models: None,
         }
     }
 }

@@ -3,11 +3,18 @@
 pub mod keys;
 pub mod principal;
 pub mod resolve;
+pub mod scope;
 pub mod secret;
 
 mod cache;
 mod credentials;
+mod issuers;
+mod jwk;
+mod jwks;
 mod marks;
+mod sign_in;
+mod token;
 
 pub use cache::{MAX_REFUSALS, PRINCIPAL_STALE, PRINCIPAL_TTL, REFUSAL_TTL};
 pub use resolve::{Identity, Onboard};
+pub use token::TokenFault;

@@ -17,12 +17,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::cache::{Cache, Found, Watch};
 use super::credentials::Credentials;
+use super::issuers::Issuers;
 use super::keys::{self, KeyHash};
-use super::principal::{AuthError, Principal, SharedPrincipal};
+use super::principal::{AuthError, CallerKind, Principal, SharedPrincipal};
+use super::scope::Scope;
 use crate::bridge::Pusher;
 use crate::config::Config;
 use crate::credits::Credits;
-use crate::ledger::{AccountId, Limits};
+use crate::ledger::{AccountId, Limits, Micros};
 use crate::store::{KeyKind, NewUser, SharedStore, StoreError, User, UserStatus};
 use crate::telemetry::Metrics;
 
@@ -34,9 +36,14 @@ const FLIGHTS: usize = 64;
 const BLIND_AFTER: Duration = Duration::from_secs(5);
 /// The credits of a user this young may still be on their way into the ledger.
 const FRESH_USER: Duration = Duration::from_secs(10);
-
 /// Stands as the key where a session of the page is used.
 const SESSION_KEY: &str = "page";
+/// How often the age of issuers' keys is looked at.
+const ISSUERS_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it is noted which keys were used.
+const USES_INTERVAL: Duration = Duration::from_secs(15);
+/// Keys noted in one transaction.
+const USES_AT_ONCE: usize = 1_000;
 
 /// Brings an account's stored billing changes into the ledger: a new user's credits are live before their first request
 /// asks for them, a grant's when the operator has the answer.
@@ -61,15 +68,17 @@ impl Onboard for Pusher {
 
 /// Knows callers by their keys.
 pub struct Identity {
-    store: SharedStore,
-    metrics: Metrics,
+    pub(super) store: SharedStore,
+    pub(super) metrics: Metrics,
     plans: HashMap<String, PlanTerms>,
     service: ServiceTerms,
+    pub(super) issuers: Issuers,
+    pub(super) sign_up: SignUpTerms,
     onboard: Option<Arc<dyn Onboard>>,
     look_up_timeout: Duration,
     onboard_timeout: Duration,
-    cache: Cache,
-    key_flights: Vec<Mutex<()>>,
+    pub(super) cache: Cache,
+    pub(super) key_flights: Vec<Mutex<()>>,
     user_flights: Vec<Mutex<()>>,
 }
 
@@ -85,6 +94,12 @@ struct ServiceTerms {
     signup_credits: Credits,
 }
 
+/// What a user gets who comes with a token.
+pub(super) struct SignUpTerms {
+    pub(super) plan: String,
+    pub(super) credits: Credits,
+}
+
 impl Identity {
     pub fn new(
         store: SharedStore,
@@ -96,16 +111,22 @@ impl Identity {
             (name.clone(), PlanTerms { name: name.as_str().into(), limits: plan.limits() })
         };
         let service_plan = config.plans.get(&config.service_keys.plan);
+        let token_plan = config.plans.get(&config.tokens.plan);
         let flights = || (0..FLIGHTS).map(|_| Mutex::new(())).collect();
         Arc::new(Identity {
             store,
-            metrics,
             plans: config.plans.iter().map(terms).collect(),
             service: ServiceTerms {
                 create_users: config.service_keys.create_users,
                 plan: config.service_keys.plan.clone(),
                 signup_credits: service_plan.map_or(Credits::ZERO, |plan| plan.signup_credits),
             },
+            issuers: Issuers::new(config, &metrics),
+            sign_up: SignUpTerms {
+                plan: config.tokens.plan.clone(),
+                credits: token_plan.map_or(Credits::ZERO, |plan| plan.signup_credits),
+            },
+            metrics,
             onboard,
             look_up_timeout: Duration::from_millis(config.store.timeout_ms),
             onboard_timeout: Duration::from_millis(config.ledger.reserve_timeout_ms),
@@ -131,9 +152,10 @@ impl Identity {
             return known;
         }
         let looked_up = async {
-            match credentials.kind {
-                KeyKind::Service => self.acting_user(&credentials, &digest).await,
-                KeyKind::Live | KeyKind::Test => self.key_owner(&digest).await,
+            match &credentials {
+                Credentials::Key { key, kind: KeyKind::Service, user } => self.acting_user(key, user, &digest).await,
+                Credentials::Key { .. } => self.key_owner(&digest).await,
+                Credentials::Token(token) => self.token_user(token, &digest).await,
             }
         };
         let answer = tokio::time::timeout(self.look_up_timeout, looked_up).await.unwrap_or_else(|_| {
@@ -150,7 +172,7 @@ impl Identity {
     pub async fn of_user(&self, id: &AccountId) -> Result<SharedPrincipal, AuthError> {
         let looked_up = tokio::time::timeout(self.look_up_timeout, self.store.user(id)).await;
         let user = looked_up.map_err(|_| AuthError::Unavailable)?.map_err(|error| self.away(&error))?;
-        self.principal(user.ok_or(AuthError::UnknownUser)?, SESSION_KEY.into(), KeyKind::Live)
+        self.principal(user.ok_or(AuthError::UnknownUser)?, SESSION_KEY.into(), CallerKind::Session, None)
     }
 
     /// Drops what was made from this key, on this replica, now.
@@ -163,8 +185,42 @@ impl Identity {
         self.cache.forget_user(user);
     }
 
-    /// Follows what happens to keys and users, on whichever replica, until `stop`.
+    /// Follows what happens to keys and users, on whichever replica, keeps issuers' keys fresh, and notes which keys are
+    /// used, until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        tokio::join!(self.follow(&stop), self.keep_issuers(&stop), self.note_uses(&stop));
+    }
+
+    async fn keep_issuers(&self, stop: &CancellationToken) {
+        while !self.issuers.is_empty() && !stop.is_cancelled() {
+            tokio::select! {
+                () = async {
+                    tokio::time::sleep(ISSUERS_INTERVAL).await;
+                    self.issuers.keep_fresh().await;
+                } => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    async fn note_uses(&self, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = tokio::time::sleep(USES_INTERVAL) => {}
+                () = stop.cancelled() => {}
+            }
+            let keys = self.cache.take_touched();
+            let at = now_us();
+            for keys in keys.chunks(USES_AT_ONCE) {
+                if let Err(error) = self.store.touch_keys(keys, at).await {
+                    tracing::warn!(%error, "when keys were last used could not be noted");
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn follow(&self, stop: &CancellationToken) {
         let mut since = None;
         let mut heard = Instant::now();
         let mut blind = false;
@@ -198,25 +254,35 @@ impl Identity {
         if let Some(known) = self.cache.principal(digest) {
             return known;
         }
-        let mut watch = self.cache.watch(digest);
-        let looked_up = self.look_up_owner(digest, &mut watch).await;
-        self.cache.keep(digest, looked_up.clone().map(Found::Principal), watch);
+        let (mut watch, mut until) = (self.cache.watch(digest), None);
+        let looked_up = self.look_up_owner(digest, &mut watch, &mut until).await;
+        self.cache.keep(digest, looked_up.clone().map(Found::Principal), watch, until);
         looked_up
     }
 
-    async fn look_up_owner(&self, hash: &KeyHash, watch: &mut Watch) -> Result<SharedPrincipal, AuthError> {
+    async fn look_up_owner(
+        &self,
+        hash: &KeyHash,
+        watch: &mut Watch,
+        until: &mut Option<Instant>,
+    ) -> Result<SharedPrincipal, AuthError> {
         let key = self.live_key(hash).await?;
+        *until = key.expires_at.map(instant_of);
+        let scope = Scope::of(&key).map_err(|error| {
+            tracing::error!(key = key.id, %error, "a key's limits cannot be read: it opens nothing");
+            AuthError::Invalid
+        })?;
         let id = key.user.ok_or(AuthError::Invalid)?;
         self.cache.watch_user(watch, &id);
         let user = self.store.user(&id).await.map_err(|error| self.away(&error))?.ok_or(AuthError::Invalid)?;
-        self.principal(user, key.id.into(), key.kind)
+        self.principal(user, key.id.into(), key.kind.into(), scope.map(Arc::new))
     }
 
     /// The user that a service key names; `digest` stands for the two together.
-    async fn acting_user(&self, credentials: &Credentials<'_>, digest: &KeyHash) -> Result<SharedPrincipal, AuthError> {
-        let hash = keys::hash(credentials.key);
+    async fn acting_user(&self, key: &str, user: &str, digest: &KeyHash) -> Result<SharedPrincipal, AuthError> {
+        let hash = keys::hash(key);
         let key_id = self.service_key(&hash).await?;
-        let user = AccountId::parse(credentials.user).map_err(|_| AuthError::NoUser)?;
+        let user = AccountId::parse(user).map_err(|_| AuthError::NoUser)?;
         let _flight = self.user_flights[slot(digest)].lock().await;
         if let Some(known) = self.cache.principal(digest) {
             return known;
@@ -224,10 +290,10 @@ impl Identity {
         let mut watch = self.cache.watch(&hash);
         self.cache.watch_user(&mut watch, &user);
         let looked_up = match self.user_or_new(&user).await {
-            Ok(user) => self.principal(user, key_id, KeyKind::Service),
+            Ok(user) => self.principal(user, key_id, CallerKind::Service, None),
             Err(error) => Err(error),
         };
-        self.cache.keep(digest, looked_up.clone().map(Found::Principal), watch);
+        self.cache.keep(digest, looked_up.clone().map(Found::Principal), watch, None);
         looked_up
     }
 
@@ -239,12 +305,15 @@ impl Identity {
         if let Some(known) = self.cache.service_key(hash) {
             return known;
         }
-        let watch = self.cache.watch(hash);
+        let (watch, mut until) = (self.cache.watch(hash), None);
         let looked_up = self.live_key(hash).await.and_then(|key| match key.kind {
-            KeyKind::Service => Ok(Arc::<str>::from(key.id)),
+            KeyKind::Service => {
+                until = key.expires_at.map(instant_of);
+                Ok(Arc::<str>::from(key.id))
+            }
             KeyKind::Live | KeyKind::Test => Err(AuthError::Invalid),
         });
-        self.cache.keep(hash, looked_up.clone().map(Found::ServiceKey), watch);
+        self.cache.keep(hash, looked_up.clone().map(Found::ServiceKey), watch, until);
         looked_up
     }
 
@@ -253,6 +322,7 @@ impl Identity {
         self.count(if key.is_some() { "found" } else { "unknown" });
         match key {
             Some(key) if key.revoked_at.is_some() => Err(AuthError::Revoked),
+            Some(key) if key.expires_at.is_some_and(|at| at <= now_us()) => Err(AuthError::Expired),
             Some(key) => Ok(key),
             None => Err(AuthError::Invalid),
         }
@@ -260,7 +330,7 @@ impl Identity {
 
     async fn user_or_new(&self, id: &AccountId) -> Result<User, AuthError> {
         if let Some(user) = self.store.user(id).await.map_err(|error| self.away(&error))? {
-            if age(&user) < FRESH_USER {
+            if is_fresh(&user) {
                 self.onboarded(id).await;
             }
             return Ok(user);
@@ -286,19 +356,25 @@ impl Identity {
         Ok(user)
     }
 
-    async fn onboarded(&self, id: &AccountId) {
+    pub(super) async fn onboarded(&self, id: &AccountId) {
         if let Some(onboard) = &self.onboard {
             // In vain is no harm: the ledger then refuses for want of credits, or is away for everybody.
             let _ = tokio::time::timeout(self.onboard_timeout, onboard.push(id)).await;
         }
     }
 
-    fn principal(&self, user: User, key_id: Arc<str>, kind: KeyKind) -> Result<SharedPrincipal, AuthError> {
+    pub(super) fn principal(
+        &self,
+        user: User,
+        key_id: Arc<str>,
+        kind: CallerKind,
+        scope: Option<Arc<Scope>>,
+    ) -> Result<SharedPrincipal, AuthError> {
         if user.status == UserStatus::Closed {
             return Err(AuthError::Closed);
         }
         let PlanTerms { name, limits } = self.plan_terms(&user.plan);
-        Ok(Arc::new(Principal { account: user.id, plan: name, limits, key_id, kind }))
+        Ok(Arc::new(Principal { account: user.id, plan: name, limits, key_id, kind, scope }))
     }
 
     /// A plan that left the configuration has the limits of the service keys' plan, not none.
@@ -311,7 +387,7 @@ impl Identity {
         PlanTerms { name: plan.into(), limits }
     }
 
-    fn away(&self, error: &StoreError) -> AuthError {
+    pub(super) fn away(&self, error: &StoreError) -> AuthError {
         self.count("error");
         tracing::warn!(%error, "a caller cannot be looked up");
         AuthError::Unavailable
@@ -328,24 +404,36 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-/// The key's hash; for a service key a hash of key and user together (a key contains no zero byte).
+/// The hash of a key or a token; for a service key a hash of key and user together (a key contains no zero byte).
 fn digest(credentials: &Credentials<'_>) -> KeyHash {
-    if credentials.user.is_empty() {
-        return keys::hash(credentials.key);
+    match credentials {
+        Credentials::Token(text) => keys::hash(text),
+        Credentials::Key { key, user: "", .. } => keys::hash(key),
+        Credentials::Key { key, user, .. } => {
+            let mut hasher = Sha256::new();
+            hasher.update(key.as_bytes());
+            hasher.update([0]);
+            hasher.update(user.as_bytes());
+            hasher.finalize().into()
+        }
     }
-    let mut hasher = Sha256::new();
-    hasher.update(credentials.key.as_bytes());
-    hasher.update([0]);
-    hasher.update(credentials.user.as_bytes());
-    hasher.finalize().into()
 }
 
-fn slot(digest: &KeyHash) -> usize {
+fn now_us() -> Micros {
+    u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or(0)
+}
+
+/// When a time of the wall clock comes, by the clock that only goes forward.
+pub(super) fn instant_of(at: Micros) -> Instant {
+    let now = Instant::now();
+    now.checked_add(Duration::from_micros(at.saturating_sub(now_us()))).unwrap_or(now)
+}
+
+pub(super) fn slot(digest: &KeyHash) -> usize {
     usize::from(digest[0]) % FLIGHTS
 }
 
-fn age(user: &User) -> Duration {
-    let now = jiff::Timestamp::now().as_microsecond();
-    let created = i64::try_from(user.created_at).unwrap_or(i64::MAX);
-    Duration::from_micros(u64::try_from(now.saturating_sub(created)).unwrap_or(0))
+/// Whether the credits of a user may still be on their way into the ledger.
+pub(super) fn is_fresh(user: &User) -> bool {
+    Duration::from_micros(now_us().saturating_sub(user.created_at)) < FRESH_USER
 }

@@ -5,7 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::{KeyKind, Page, PageRequest, StoreError, StoreResult, UserStatus};
+use super::{KeyBudget, KeyKind, Page, PageRequest, StoreError, StoreResult, UserStatus};
+use crate::credits::Credits;
 use crate::ledger::{AccountId, Event, GrantKind, Micros, RecordState};
 use crate::usage::Usage;
 
@@ -103,6 +104,21 @@ pub(super) fn key_kind(name: &str) -> StoreResult<KeyKind> {
         "service" => Ok(KeyKind::Service),
         _ => Err(broken("kind of key")),
     }
+}
+
+pub(super) fn key_budget(limit: Option<i64>, used: i64) -> StoreResult<Option<KeyBudget>> {
+    let credits = |micro| Credits::from_micro(micro).ok_or_else(|| broken("budget of a key"));
+    limit.map(|limit| Ok(KeyBudget { limit: credits(limit)?, used: credits(used)? })).transpose()
+}
+
+/// As JSON.
+pub(super) fn models_text(models: Option<&[String]>) -> StoreResult<Option<String>> {
+    let text = models.map(serde_json::to_string).transpose();
+    text.map_err(|error| StoreError::Unavailable(error.to_string()))
+}
+
+pub(super) fn models(text: Option<&str>) -> StoreResult<Option<Vec<String>>> {
+    text.map(|text| serde_json::from_str(text).map_err(|_| broken("list of models"))).transpose()
 }
 
 pub(super) fn status_name(status: UserStatus) -> &'static str {

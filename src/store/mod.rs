@@ -7,6 +7,7 @@ mod changes;
 mod common;
 pub(crate) mod effects;
 pub mod journal;
+pub mod key_use;
 pub mod letters;
 mod mend;
 mod migrations;
@@ -17,6 +18,7 @@ pub mod records;
 pub mod reopenings;
 pub mod reports;
 pub mod sessions;
+pub mod sign_ups;
 pub mod sqlite;
 pub mod topups;
 pub mod upkeep;
@@ -36,12 +38,14 @@ pub use crate::ledger::log::Cursor;
 use crate::ledger::{AccountId, AccountState, Change, Event, GrantId, GrantKind, Micros, RecordState};
 use crate::usage::Usage;
 pub use books::Books;
+pub use key_use::KeyUse;
 pub use letters::DeadLetters;
 pub use notifications::Notifications;
 pub use questions::Questions;
 pub use records::Records;
 pub use reopenings::Reopenings;
 pub use sessions::Sessions;
+pub use sign_ups::SignUps;
 pub use upkeep::{Retention, Upkeep};
 pub use usage_sums::UsageSums;
 
@@ -110,6 +114,7 @@ pub enum UserStatus {
 pub struct User {
     pub id: AccountId,
     pub email: Option<String>,
+    pub name: Option<String>,
     pub plan: String,
     pub status: UserStatus,
     pub created_at: Micros,
@@ -191,6 +196,19 @@ pub struct KeyRow {
     pub name: String,
     pub created_at: Micros,
     pub revoked_at: Option<Micros>,
+    pub expires_at: Option<Micros>,
+    /// To within a minute or so.
+    pub last_used_at: Option<Micros>,
+    pub budget: Option<KeyBudget>,
+    /// Globs of the models it may ask for; `None`: any.
+    pub models: Option<Vec<String>>,
+}
+
+/// What a key's requests may cost in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyBudget {
+    pub limit: Credits,
+    pub used: Credits,
 }
 
 /// One page of a list: at most `limit` (1 to 500) after `cursor`, which an earlier page's `next` gave.
@@ -271,6 +289,8 @@ pub trait Store:
     + Records
     + billing::BillingStore
     + topups::Topups
+    + SignUps
+    + KeyUse
     + DeadLetters
     + Upkeep
     + Notifications

@@ -9,6 +9,7 @@ mod cluster;
 mod docs;
 mod embedded;
 mod faults;
+mod identity;
 mod ledger_props;
 mod metering;
 mod notify;

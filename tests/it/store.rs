@@ -625,6 +625,10 @@ fn key(name: &str, user: Option<&str>) -> KeyRow {
         name: "laptop".into(),
         created_at: 1_760_000_000_000_000,
         revoked_at: None,
+        expires_at: None,
+        last_used_at: None,
+        budget: None,
+        models: None,
     }
 }
 

@@ -5,7 +5,6 @@
 
 pub mod fetch;
 pub mod form;
-mod link;
 pub mod objects;
 
 use std::time::Duration;
@@ -23,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::form::Form;
-use self::link::{Dial, Drivers};
 use crate::config;
+use crate::outbound::{Dial, Drivers};
 use crate::telemetry::Metrics;
 
 /// Largest answer: a page of a hundred events is far below it.

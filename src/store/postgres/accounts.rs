@@ -11,11 +11,12 @@ use super::super::common::{self, LIST_MAX, int, uint};
 use super::super::{
     ChangeRow, GrantRow, NewChange, NewUser, Page, PageRequest, StoreError, StoreResult, Unapplied, User, UserStatus,
 };
-use super::{Values, execute, failed, identity, micros, notifications, query, query_opt, time};
+use super::{Values, execute, failed, identity, micros, notifications, query, query_opt, sign_ups, time};
 use crate::credits::Credits;
 use crate::ledger::{AccountId, AccountState, GrantId, GrantState};
+use crate::mail;
 
-const USER_COLUMNS: &str = "id, email, plan, status, created_at";
+pub(super) const USER_COLUMNS: &str = "id, email, plan, status, created_at, name";
 
 pub(super) async fn create_user(client: &mut Client, user: NewUser) -> StoreResult<User> {
     let tx = client.transaction().await.map_err(failed)?;
@@ -29,9 +30,19 @@ pub(super) async fn create_user(client: &mut Client, user: NewUser) -> StoreResu
     if let Some(signup) = changes::signup(&user) {
         store_change(&tx, signup).await?;
     }
+    if let Some(mailbox) = user.email.as_deref().and_then(mail::digest) {
+        sign_ups::claim(&tx, &user.id, &mailbox).await?;
+    }
     identity::audit(&tx, "store", "user.create", Some(&user.id), &user.plan).await?;
     tx.commit().await.map_err(failed)?;
-    Ok(User { id: user.id, email: user.email, plan: user.plan, status: UserStatus::Active, created_at: now })
+    Ok(User {
+        id: user.id,
+        email: user.email,
+        name: None,
+        plan: user.plan,
+        status: UserStatus::Active,
+        created_at: now,
+    })
 }
 
 pub(super) async fn user<C: GenericClient>(client: &C, id: &AccountId) -> StoreResult<Option<User>> {
@@ -63,10 +74,11 @@ pub(super) async fn find_users(client: &Client, text: &str, page: &PageRequest) 
     Ok(common::page(found, &slice, |user| user.id.to_string()))
 }
 
-fn read_user(row: &Row) -> StoreResult<User> {
+pub(super) fn read_user(row: &Row) -> StoreResult<User> {
     Ok(User {
         id: common::account(row.get(0))?,
         email: row.get(1),
+        name: row.get(5),
         plan: row.get(2),
         status: common::status(row.get(3))?,
         created_at: micros(row.get(4)),

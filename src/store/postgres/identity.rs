@@ -9,14 +9,17 @@ use super::super::common::{
     self, CALLS_KEPT_US, IDEMPOTENCY_KEPT_US, IDENTITY_CHANGES_MAX, IDENTITY_KEPT_US, IGNORED_EVENTS_KEPT_US, LIST_MAX,
     RECORD_GRACE_US, SESSION_KEPT_US, bits, from_bits, int, uint,
 };
+use super::super::sign_ups::AUTH_EVENTS_KEPT_US;
 use super::super::{IDEMPOTENCY_ABANDONED_US, Idempotent, IdentityChange, KeyRow, StoreError, StoreResult, UserStatus};
-use super::{MONTHS_AHEAD, SCHEMA_LOCK, accounts, execute, failed, micros, query, query_opt, time};
+use super::{MONTHS_AHEAD, SCHEMA_LOCK, Values, accounts, execute, failed, micros, query, query_opt, time};
 use crate::ledger::AccountId;
 
 /// A log that has been quiet since still has the last entries of old sessions, which a reopening must know as written.
 const FORGET_SESSIONS: &str = "DELETE FROM ledger_sessions AS s WHERE seen_at < $1
     AND EXISTS (SELECT 1 FROM ledger_sessions AS l WHERE l.shard = s.shard AND l.seen_at >= $1)";
-const KEY_COLUMNS: &str = "id, hash, prefix, kind, user_id, name, created_at, revoked_at";
+const KEY_COLUMNS: &str =
+    "id, hash, prefix, kind, user_id, name, created_at, revoked_at, expires_at, last_used_at, models,
+    budget, budget_used";
 
 pub(super) async fn is_empty(client: &Client) -> StoreResult<bool> {
     let question = "SELECT NOT EXISTS (SELECT FROM users) AND NOT EXISTS (SELECT FROM api_keys)";
@@ -31,11 +34,31 @@ pub(super) async fn create_key(client: &mut Client, key: &KeyRow) -> StoreResult
             return Err(StoreError::Conflict("the user is closed".to_owned()));
         }
     }
-    let insert = format!("INSERT INTO api_keys ({KEY_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)");
+    let insert =
+        format!("INSERT INTO api_keys ({KEY_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)");
     let (kind, hash) = (common::key_kind_name(key.kind), &key.hash[..]);
     let user = key.user.as_ref().map(AccountId::as_str);
     let (created_at, revoked_at) = (time(key.created_at), key.revoked_at.map(time));
-    execute(&tx, &insert, &[&key.id, &hash, &key.prefix, &kind, &user, &key.name, &created_at, &revoked_at]).await?;
+    let (expires_at, last_used_at) = (key.expires_at.map(time), key.last_used_at.map(time));
+    let models = common::models_text(key.models.as_deref())?;
+    let (limit, used) =
+        (key.budget.map(|budget| budget.limit.micro()), key.budget.map_or(0, |budget| budget.used.micro()));
+    let row: Values<'_> = &[
+        &key.id,
+        &hash,
+        &key.prefix,
+        &kind,
+        &user,
+        &key.name,
+        &created_at,
+        &revoked_at,
+        &expires_at,
+        &last_used_at,
+        &models,
+        &limit,
+        &used,
+    ];
+    execute(&tx, &insert, row).await?;
     tx.commit().await.map_err(failed)
 }
 
@@ -87,6 +110,10 @@ fn read_key(row: &Row) -> StoreResult<KeyRow> {
         name: row.get(5),
         created_at: micros(row.get(6)),
         revoked_at: row.get::<_, Option<SystemTime>>(7).map(micros),
+        expires_at: row.get::<_, Option<SystemTime>>(8).map(micros),
+        last_used_at: row.get::<_, Option<SystemTime>>(9).map(micros),
+        models: common::models(row.get(10))?,
+        budget: common::key_budget(row.get(11), row.get(12))?,
     })
 }
 
@@ -184,6 +211,7 @@ pub(super) async fn prune(client: &mut Client) -> StoreResult<()> {
     let deletes = [
         ("DELETE FROM idempotency_keys WHERE begun_at < $1", IDEMPOTENCY_KEPT_US),
         ("DELETE FROM identity_changes WHERE at < $1", IDENTITY_KEPT_US),
+        ("DELETE FROM auth_events WHERE received_at < $1 AND state IN ('processed', 'ignored')", AUTH_EVENTS_KEPT_US),
         (FORGET_SESSIONS, SESSION_KEPT_US),
         ("DELETE FROM billing_calls WHERE created_at < $1", CALLS_KEPT_US),
         ("DELETE FROM billing_events WHERE state = 'ignored' AND received_at < $1", IGNORED_EVENTS_KEPT_US),

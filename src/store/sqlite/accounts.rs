@@ -8,11 +8,12 @@ use super::super::common::{self, LIST_MAX, int, uint};
 use super::super::{
     ChangeRow, GrantRow, NewChange, NewUser, Page, PageRequest, StoreError, StoreResult, Unapplied, User, UserStatus,
 };
-use super::{failed, identity, notifications};
+use super::{failed, identity, notifications, sign_ups};
 use crate::credits::Credits;
 use crate::ledger::{AccountId, AccountState, Change, GrantId, GrantState, RecordState};
+use crate::mail;
 
-const USER_COLUMNS: &str = "id, email, plan, status, created_at";
+pub(super) const USER_COLUMNS: &str = "id, email, plan, status, created_at, name";
 
 pub(super) fn create_user(tx: &Transaction<'_>, user: NewUser) -> StoreResult<User> {
     if self::user(tx, &user.id)?.is_some() {
@@ -25,8 +26,18 @@ pub(super) fn create_user(tx: &Transaction<'_>, user: NewUser) -> StoreResult<Us
     if let Some(signup) = changes::signup(&user) {
         add_change(tx, signup)?;
     }
+    if let Some(mailbox) = user.email.as_deref().and_then(mail::digest) {
+        sign_ups::claim(tx, &user.id, &mailbox)?;
+    }
     identity::audit(tx, "store", "user.create", Some(&user.id), &user.plan)?;
-    Ok(User { id: user.id, email: user.email, plan: user.plan, status: UserStatus::Active, created_at: now })
+    Ok(User {
+        id: user.id,
+        email: user.email,
+        name: None,
+        plan: user.plan,
+        status: UserStatus::Active,
+        created_at: now,
+    })
 }
 
 pub(super) fn user(tx: &Transaction<'_>, id: &AccountId) -> StoreResult<Option<User>> {
@@ -61,11 +72,13 @@ pub(super) fn find_users(tx: &Transaction<'_>, text: &str, page: &PageRequest) -
     Ok(common::page(found, &slice, |user| user.id.to_string()))
 }
 
-fn read_user(row: &Row<'_>) -> rusqlite::Result<StoreResult<User>> {
+pub(super) fn read_user(row: &Row<'_>) -> rusqlite::Result<StoreResult<User>> {
     let (id, status): (String, String) = (row.get(0)?, row.get(3)?);
-    let (email, plan, created_at): (_, _, i64) = (row.get(1)?, row.get(2)?, row.get(4)?);
-    Ok(common::account(&id)
-        .and_then(|id| Ok(User { id, email, plan, status: common::status(&status)?, created_at: uint(created_at) })))
+    let (email, plan, created_at, name): (_, _, i64, _) = (row.get(1)?, row.get(2)?, row.get(4)?, row.get(5)?);
+    Ok(common::account(&id).and_then(|id| {
+        let (status, created_at) = (common::status(&status)?, uint(created_at));
+        Ok(User { id, email, name, plan, status, created_at })
+    }))
 }
 
 pub(super) fn set_plan(tx: &Transaction<'_>, id: &AccountId, plan: &str, actor: &str) -> StoreResult<User> {

@@ -6,6 +6,7 @@ use super::super::common::{
     self, CALLS_KEPT_US, IDEMPOTENCY_KEPT_US, IDENTITY_CHANGES_MAX, IDENTITY_KEPT_US, IGNORED_EVENTS_KEPT_US, LIST_MAX,
     RECORD_GRACE_US, SESSION_KEPT_US, bits, from_bits, int, uint,
 };
+use super::super::sign_ups::AUTH_EVENTS_KEPT_US;
 use super::super::{IDEMPOTENCY_ABANDONED_US, Idempotent, IdentityChange, KeyRow, StoreError, StoreResult, UserStatus};
 use super::{accounts, failed};
 use crate::ledger::AccountId;
@@ -13,7 +14,9 @@ use crate::ledger::AccountId;
 /// A log that has been quiet since still has the last entries of old sessions, which a reopening must know as written.
 const FORGET_SESSIONS: &str = "DELETE FROM ledger_sessions AS s WHERE seen_at < ?1
     AND EXISTS (SELECT 1 FROM ledger_sessions AS l WHERE l.shard = s.shard AND l.seen_at >= ?1)";
-const KEY_COLUMNS: &str = "id, hash, prefix, kind, user_id, name, created_at, revoked_at";
+const KEY_COLUMNS: &str =
+    "id, hash, prefix, kind, user_id, name, created_at, revoked_at, expires_at, last_used_at, models,
+    budget, budget_used";
 
 pub(super) fn is_empty(tx: &Transaction<'_>) -> StoreResult<bool> {
     let question = "SELECT NOT EXISTS (SELECT 1 FROM users) AND NOT EXISTS (SELECT 1 FROM api_keys)";
@@ -36,8 +39,14 @@ pub(super) fn create_key(tx: &Transaction<'_>, key: &KeyRow) -> StoreResult<()> 
         key.name,
         int(key.created_at),
         key.revoked_at.map(int),
+        key.expires_at.map(int),
+        key.last_used_at.map(int),
+        common::models_text(key.models.as_deref())?,
+        key.budget.map(|budget| budget.limit.micro()),
+        key.budget.map_or(0, |budget| budget.used.micro()),
     ];
-    let insert = format!("INSERT INTO api_keys ({KEY_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)");
+    let insert =
+        format!("INSERT INTO api_keys ({KEY_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)");
     tx.prepare_cached(&insert).and_then(|mut statement| statement.execute(row)).map_err(failed)?;
     Ok(())
 }
@@ -76,10 +85,27 @@ fn read_key(row: &Row<'_>) -> rusqlite::Result<StoreResult<KeyRow>> {
     let (kind, user): (String, Option<String>) = (row.get(3)?, row.get(4)?);
     let (created_at, revoked_at): (i64, Option<i64>) = (row.get(6)?, row.get(7)?);
     let (id, hash, prefix, name) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(5)?);
+    let (expires_at, last_used_at): (Option<i64>, Option<i64>) = (row.get(8)?, row.get(9)?);
+    let (models, budget, used): (Option<String>, Option<i64>, i64) = (row.get(10)?, row.get(11)?, row.get(12)?);
     Ok(common::key_kind(&kind).and_then(|kind| {
         let user = user.as_deref().map(common::account).transpose()?;
         let (created_at, revoked_at) = (uint(created_at), revoked_at.map(uint));
-        Ok(KeyRow { id, hash, prefix, kind, user, name, created_at, revoked_at })
+        let (expires_at, last_used_at) = (expires_at.map(uint), last_used_at.map(uint));
+        let (budget, models) = (common::key_budget(budget, used)?, common::models(models.as_deref())?);
+        Ok(KeyRow {
+            id,
+            hash,
+            prefix,
+            kind,
+            user,
+            name,
+            created_at,
+            revoked_at,
+            expires_at,
+            last_used_at,
+            budget,
+            models,
+        })
     }))
 }
 
@@ -174,6 +200,7 @@ pub(super) fn prune(tx: &Transaction<'_>) -> StoreResult<()> {
     let old = [
         ("DELETE FROM idempotency_keys WHERE begun_at < ?1", IDEMPOTENCY_KEPT_US),
         ("DELETE FROM identity_changes WHERE at < ?1", IDENTITY_KEPT_US),
+        ("DELETE FROM auth_events WHERE received_at < ?1 AND state IN ('processed', 'ignored')", AUTH_EVENTS_KEPT_US),
         ("DELETE FROM ledger_records WHERE held = 0 AND until < ?1", RECORD_GRACE_US),
         (FORGET_SESSIONS, SESSION_KEPT_US),
         ("DELETE FROM billing_calls WHERE created_at < ?1", CALLS_KEPT_US),

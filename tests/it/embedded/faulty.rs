@@ -276,6 +276,64 @@ impl Reopenings for Faulty {
 }
 
 #[async_trait::async_trait]
+impl SignUps for Faulty {
+    async fn known(&self, id: &AccountId) -> StoreResult<Option<sign_ups::Known>> {
+        self.inner.known(id).await
+    }
+
+    async fn sign_up(&self, new: sign_ups::SignUp) -> StoreResult<sign_ups::SignedUp> {
+        self.inner.sign_up(new).await
+    }
+
+    async fn close_user(&self, id: &AccountId, plan: &str, actor: &str) -> StoreResult<bool> {
+        self.inner.close_user(id, plan, actor).await
+    }
+
+    async fn insert_auth_event(&self, event: sign_ups::NewAuthEvent) -> StoreResult<bool> {
+        self.inner.insert_auth_event(event).await
+    }
+
+    async fn auth_event(&self, id: &str) -> StoreResult<Option<sign_ups::AuthEvent>> {
+        self.inner.auth_event(id).await
+    }
+
+    async fn claim_auth_events(&self, limit: u32, lease_us: u64) -> StoreResult<Vec<sign_ups::AuthEvent>> {
+        self.inner.claim_auth_events(limit, lease_us).await
+    }
+
+    async fn finish_auth_event(&self, id: &str, outcome: EventOutcome) -> StoreResult<()> {
+        self.inner.finish_auth_event(id, outcome).await
+    }
+
+    async fn auth_event_counts(&self) -> StoreResult<(u64, u64)> {
+        self.inner.auth_event_counts().await
+    }
+}
+
+#[async_trait::async_trait]
+impl KeyUse for Faulty {
+    async fn touch_keys(&self, keys: &[String], at: Micros) -> StoreResult<()> {
+        self.inner.touch_keys(keys, at).await
+    }
+
+    async fn share_budget(&self, share: key_use::Share) -> StoreResult<key_use::Shared> {
+        self.inner.share_budget(share).await
+    }
+
+    async fn settle_shares(&self, spent: &[key_use::Spent]) -> StoreResult<()> {
+        self.inner.settle_shares(spent).await
+    }
+
+    async fn renew_shares(&self, owner: u64) -> StoreResult<()> {
+        self.inner.renew_shares(owner).await
+    }
+
+    async fn sweep_shares(&self, limit: u32) -> StoreResult<u64> {
+        self.inner.sweep_shares(limit).await
+    }
+}
+
+#[async_trait::async_trait]
 impl Store for Faulty {
     async fn flush(&self, batch: FlushBatch) -> StoreResult<Flushed> {
         self.faults(&batch).await?;

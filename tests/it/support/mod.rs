@@ -15,6 +15,7 @@ pub mod reaper;
 pub mod redis;
 pub mod redis_cluster;
 pub mod redis_sentinel;
+pub mod stack_auth;
 pub mod stripe;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ pub use postgres::Postgres;
 pub use redis::Redis;
 pub use redis_cluster::RedisCluster;
 pub use redis_sentinel::Sentinels;
+pub use stack_auth::StackAuth;
 pub use stripe::Stripe;
 pub use upstream::Sim;
 

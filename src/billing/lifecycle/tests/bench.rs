@@ -56,7 +56,14 @@ pub(super) struct Bench {
 impl Bench {
     pub(super) fn new() -> Bench {
         let id = AccountId::parse("ann").unwrap();
-        let user = User { id: id.clone(), email: None, plan: "free".into(), status: UserStatus::Active, created_at: 0 };
+        let user = User {
+            id: id.clone(),
+            email: None,
+            name: None,
+            plan: "free".into(),
+            status: UserStatus::Active,
+            created_at: 0,
+        };
         let mut events = Vec::new();
         let ledger = Account::load(&AccountState::default(), &mut context(&id, 1, &mut events));
         Bench {
