@@ -236,9 +236,8 @@ describe("StripeCheckout", () => {
       fireEvent.click(button);
     });
     await waitFor(() => expect(open).toHaveBeenCalledWith({ id: "cs_1", url: "https://pay.example/cs_1" }));
-    const keys = gate.calls.map((call) => call.headers.get("idempotency-key"));
-    expect(new Set(keys).size).toBe(keys.length);
-    expect(gate.made("POST", "/billing/checkout")[0]).toEqual({ plan: "pro", interval: "month", currency: "usd" });
+    expect(open).toHaveBeenCalledOnce();
+    expect(gate.made("POST", "/billing/checkout")).toEqual([{ plan: "pro", interval: "month", currency: "usd" }]);
   });
 
   it("says that it is opening, and why it did not", async () => {

@@ -188,7 +188,7 @@ export function useAction(): {
     busy: false,
     error: undefined,
   });
-  const [alive] = useState({ yes: true });
+  const [alive] = useState({ yes: true, running: false });
   useEffect(() => {
     alive.yes = true;
     return () => {
@@ -197,6 +197,9 @@ export function useAction(): {
   }, [alive]);
   const run = useCallback(
     async (work: () => Promise<unknown>) => {
+      // Two clicks may come before the first is drawn.
+      if (alive.running) return false;
+      alive.running = true;
       setState({ busy: true, error: undefined });
       try {
         await work();
@@ -206,6 +209,8 @@ export function useAction(): {
         const known = error instanceof FaregateError ? error : new FaregateError("other", 0, String(error));
         if (alive.yes) setState({ busy: false, error: known });
         return false;
+      } finally {
+        alive.running = false;
       }
     },
     [alive],
