@@ -52,10 +52,11 @@ pub fn run(config: Config) -> Result<(), Failure> {
     served
 }
 
-async fn serve(mut config: Config, directory: &DataDir, metrics: Metrics) -> Result<(), Failure> {
+async fn serve(mut config: Config, directory: &DataDir, mut metrics: Metrics) -> Result<(), Failure> {
     let (stop, broken) = (CancellationToken::new(), CancellationToken::new());
     let helpers = Stage::new("helpers", &broken);
     helpers.spawn("signals", signals(stop.clone(), helpers.stop.clone())?);
+    trace(&config, &mut metrics, &helpers)?;
     let token = directory.admin_token(config.admin_token.as_ref())?;
     let store = open_store(&config, directory).await?;
     let demo = match Demo::wanted(&config, &store, directory).await? {
@@ -81,6 +82,18 @@ async fn serve(mut config: Config, directory: &DataDir, metrics: Metrics) -> Res
     helpers.end(RUNTIME_LIMIT).await;
     tracing::info!("ended");
     served.and(closed)
+}
+
+/// Sends spans to the collector, where one is set.
+fn trace(config: &Config, metrics: &mut Metrics, helpers: &Stage) -> Result<(), Failure> {
+    if config.traces.endpoint.is_empty() {
+        return Ok(());
+    }
+    let endpoint = config.traces.collector().map_err(Failure::while_doing(Exit::Settings, "traces.endpoint"))?;
+    let (spans, queue) = telemetry::traces::Spans::new(config.traces.sample_percent, metrics.spans_dropped.clone());
+    metrics.spans = spans;
+    helpers.spawn("traces", telemetry::traces::run(queue, endpoint, helpers.stop.clone()));
+    Ok(())
 }
 
 async fn open_store(config: &Config, directory: &DataDir) -> Result<SharedStore, Failure> {

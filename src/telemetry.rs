@@ -3,6 +3,7 @@
 mod exhausted;
 mod logs;
 mod process;
+pub mod traces;
 
 pub use exhausted::Exhausted;
 pub use logs::{catch_panics, init};
@@ -88,6 +89,10 @@ pub struct Metrics {
     pub certificate_expiry: IntGaugeVec,
     /// Seconds since 1970, by `secret` (admin_token, tls_key): when the file was changed last that was read at start.
     pub secret_modified: IntGaugeVec,
+    /// Spans that found the exporter's queue full.
+    pub spans_dropped: IntCounter,
+    /// Takes a span for each forwarded request, where traces are on.
+    pub spans: traces::Spans,
     pub panics: IntCounter,
 }
 
@@ -199,6 +204,9 @@ impl Metrics {
                 "When the file with a secret was changed last",
                 &["secret"],
             )?,
+            spans_dropped: make
+                .counter("faregate_spans_dropped_total", "Traces that were not sent, the queue being full")?,
+            spans: traces::Spans::default(),
             panics: make.counter("faregate_panics_total", "Panics caught")?,
             registry,
         };

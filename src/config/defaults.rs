@@ -34,6 +34,7 @@ impl Default for Config {
             tls: Tls::default(),
             shed: Shed::default(),
             audit: Audit::default(),
+            traces: Traces::default(),
             metering: Metering::default(),
             cors: Cors::default(),
             reports: Reports::default(),
@@ -280,6 +281,12 @@ impl Default for Metering {
 impl Default for Reports {
     fn default() -> Reports {
         Reports { heavy_messages_per_day: 50, near_limit_percent: 20 }
+    }
+}
+
+impl Default for Traces {
+    fn default() -> Traces {
+        Traces { endpoint: String::new(), sample_percent: 100 }
     }
 }
 

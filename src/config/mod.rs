@@ -49,6 +49,7 @@ pub struct Config {
     pub tls: Tls,
     pub shed: Shed,
     pub audit: Audit,
+    pub traces: Traces,
     pub metering: Metering,
     pub cors: Cors,
     pub reports: Reports,
@@ -457,6 +458,23 @@ pub struct Tls {
     /// PEM files; both or none.
     pub certificate: Option<PathBuf>,
     pub key: Option<PathBuf>,
+}
+
+/// Spans for an OpenTelemetry collector.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Traces {
+    /// Base URL of its OTLP over HTTP; empty: none.
+    pub endpoint: String,
+    /// Of requests whose caller did not decide.
+    pub sample_percent: u32,
+}
+
+impl Traces {
+    /// Where spans are posted.
+    pub fn collector(&self) -> Result<http::Uri, http::uri::InvalidUri> {
+        format!("{}/v1/traces", self.endpoint.trim_end_matches('/')).parse()
+    }
 }
 
 /// The books, proven now and then by each replica.

@@ -341,6 +341,17 @@ fn limits(config: &Config, found: &mut Findings) {
     found.time("server.write_timeout_ms", server.write_timeout_ms);
     found.time("server.drain_timeout_ms", server.drain_timeout_ms);
     found.positive("server.http2_max_streams", server.http2_max_streams);
+    let endpoint = &config.traces.endpoint;
+    let place =
+        config.traces.collector().is_ok_and(|place| place.scheme_str() == Some("http") && place.host().is_some());
+    found.check(
+        endpoint.is_empty() || place,
+        "traces.endpoint",
+        "must be an http:// URL, such as http://127.0.0.1:4318",
+    );
+    found.check(config.traces.sample_percent <= 100, "traces.sample_percent", "must be at most 100");
+    let audit = config.audit.interval_ms;
+    found.check(audit == 0 || audit >= 60_000, "audit.interval_ms", "must be 0, for never, or at least a minute");
     let metering = &config.metering;
     found.positive("metering.bytes_per_token", metering.bytes_per_token);
     found.positive("metering.extend_tokens", metering.extend_tokens);

@@ -19,6 +19,7 @@ use crate::identity::principal::SharedPrincipal;
 use crate::ledger::hold::{self, Ask, Hold};
 use crate::ledger::{AccountId, Act, Op, Reply, Status};
 use crate::pricing::{Price, Tokens};
+use crate::telemetry::traces::{Seed, Span};
 use crate::usage::Usage;
 
 /// The status in the usage row of a request whose client did not wait for an answer.
@@ -113,6 +114,8 @@ pub(super) struct Errand {
     pub(super) client_request_id: Option<String>,
     pub(super) created_at_ms: u64,
     pub(super) began: Instant,
+    /// There where the request is traced.
+    pub(super) trace: Option<Box<Seed>>,
 }
 
 /// A request's fare, from the moment credits were taken. Dropped unfinished it is given back where the request was never
@@ -131,6 +134,7 @@ pub(super) struct Fare {
     before: Option<Duration>,
     /// When the upstream had nothing more to say.
     upstream_ended: Option<Instant>,
+    trace: Option<Box<Seed>>,
 }
 
 /// How a request ended.
@@ -178,6 +182,7 @@ impl Fare {
             began: errand.began,
             before: None,
             upstream_ended: None,
+            trace: errand.trace,
         })
     }
 
@@ -245,7 +250,12 @@ impl Fare {
     pub(super) fn finish(&mut self, end: End) -> Option<Reply> {
         let pay = self.pay.take()?;
         self.route.count(end.outcome);
-        let usage = self.usage(&end).encode();
+        let usage = self.usage(&end);
+        if let Some(seed) = self.trace.take() {
+            let (usage, outcome) = (usage.clone(), end.outcome.as_str());
+            self.worker.shared.metrics.spans.note(Span { seed: *seed, usage, cost: end.cost, outcome });
+        }
+        let usage = usage.encode();
         let tokens = end.tally.map_or(Tokens::default(), |tally| tally.tokens);
         let counters = &self.worker.counters;
         if end.tally.is_some_and(|tally| !tally.reported) {

@@ -37,6 +37,7 @@ use crate::config::RouteKind;
 use crate::credits::Credits;
 use crate::identity::principal::SharedPrincipal;
 use crate::pricing::Price;
+use crate::telemetry::traces::Seed;
 
 /// Bodies that are not read for their content are kept up to this size, so that they can be sent again.
 const KEPT_BODY_BYTES: u64 = 64 * 1024;
@@ -158,8 +159,18 @@ impl Passage {
             client_request_id: headers::client_request_id(&head.headers),
             created_at_ms: self.created_at_ms,
             began: self.began,
+            trace: self.trace(route, head),
         };
         Fare::new(&self.worker, route, who, ticket, price, errand)
+    }
+
+    /// What its trace begins with, where it is traced.
+    fn trace(&self, route: &Route, head: &Parts) -> Option<Box<Seed>> {
+        let parent = self.worker.shared.metrics.spans.wants(&head.headers, self.id.as_u128())?;
+        let endpoint = meter::classify(route.kind(), &head.method, &route.settings.prefix, head.uri.path());
+        let operation = endpoint.operation();
+        let provider = operation.map(|_| if endpoint.speaks_anthropic() { "anthropic" } else { "openai" });
+        Some(Box::new(Seed { parent, operation, provider }))
     }
 
     fn job(

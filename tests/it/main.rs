@@ -22,3 +22,4 @@ mod smoke;
 mod store;
 mod support;
 mod tls;
+mod traces;

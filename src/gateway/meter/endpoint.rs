@@ -133,6 +133,17 @@ impl Endpoint {
         matches!(self, Chat | Completions | Responses | Embeddings | Images | Messages)
     }
 
+    /// As the GenAI conventions of OpenTelemetry call it (`gen_ai.operation.name`), where they have a word for it.
+    pub fn operation(self) -> Option<&'static str> {
+        Some(match self {
+            Endpoint::Chat | Endpoint::Responses | Endpoint::Messages => "chat",
+            Endpoint::Completions => "text_completion",
+            Endpoint::Embeddings => "embeddings",
+            Endpoint::Images => "generate_content",
+            _ => return None,
+        })
+    }
+
     /// Whether errors take Anthropic's form, on whatever route it was called.
     pub fn speaks_anthropic(self) -> bool {
         self == Endpoint::Messages
