@@ -132,7 +132,7 @@ pub struct RolledUp {
 
 #[async_trait]
 pub trait UsageSums {
-    /// Adds usage that is in no day yet: of `only` this account, or of accounts after `after`, a bounded piece of it.
+    /// Adds usage that is in no day yet: of `only` this account, or of accounts from `after` on, a bounded piece of it.
     async fn roll_up(&self, only: Option<&AccountId>, after: Option<&AccountId>) -> StoreResult<RolledUp>;
 
     /// Takes away what an account's days say, as far as the rows are kept, so that it is added up anew; with a line in the
@@ -157,8 +157,8 @@ pub(super) struct DayRow {
     pub(super) figures: Figures,
 }
 
-/// Cuts the spans to at most `budget` sequence numbers together. Answers the account after which the rest begins, if
-/// there is a rest: it goes on with the one that was cut, the next time.
+/// Cuts the spans to at most `budget` sequence numbers together. Answers the account with which the rest begins, if there is
+/// one: the last one taken, which may have been cut.
 pub(super) fn within_budget(mut spans: Vec<UsageSpan>, budget: u64, full: bool) -> (Vec<UsageSpan>, Option<AccountId>) {
     let mut left = budget;
     let count = spans.len();

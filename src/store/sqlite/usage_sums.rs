@@ -25,7 +25,8 @@ const FIGURES: &str = "sum(requests), sum(charged), sum(input_tokens), sum(cache
     sum(estimated), sum(client_errors), sum(server_errors)";
 
 fn behind(tx: &Transaction<'_>, only: Option<&str>, after: &str) -> StoreResult<Vec<UsageSpan>> {
-    let which = if only.is_some() { "=" } else { ">" };
+    // With the last one of the step before: it may have been cut.
+    let which = if only.is_some() { "=" } else { ">=" };
     let select = format!(
         "SELECT c.user_id, coalesce(r.seq, 0), c.seq FROM credits AS c LEFT JOIN usage_rolled AS r ON r.user_id = c.user_id
         WHERE c.user_id {which} ?1 AND c.seq > coalesce(r.seq, 0) ORDER BY c.user_id LIMIT ?2"
