@@ -18,6 +18,8 @@ const LOADING: Snapshot<never> = { status: "loading", data: undefined, error: un
 const MAX_RESOURCES = 64;
 /** While the event stream is down the balance is asked for so often. */
 const POLL_MS = 15_000;
+/** The gateway's answer may be a second old, and a little longer on its way: an event of that time knows better. */
+const ANSWER_AGE_MS = 3_000;
 
 export class Resource<T> {
   #snapshot: Snapshot<T> = LOADING;
@@ -99,6 +101,7 @@ export class FaregateStore {
   #watching = 0;
   #unfollow: (() => void) | undefined;
   #poll: ReturnType<typeof setInterval> | undefined;
+  #told: { at: number; credits: Credits } | undefined;
   #live: LiveState = "off";
   #liveListeners = new Set<() => void>();
 
@@ -118,7 +121,12 @@ export class FaregateStore {
   }
 
   credits(): Resource<Credits> {
-    return this.resource("credits", () => this.client.get<Credits>("/credits/check"), true);
+    const load = async () => {
+      const answer = await this.client.get<Credits>("/credits/check");
+      const told = this.#told;
+      return told !== undefined && Date.now() - told.at < ANSWER_AGE_MS ? { ...answer, ...told.credits } : answer;
+    };
+    return this.resource("credits", load, true);
   }
 
   standing(): Resource<Standing> {
@@ -213,6 +221,7 @@ export class FaregateStore {
     }
     if (event === "credits") {
       const credits = this.credits();
+      this.#told = { at: Date.now(), credits: body as Credits };
       credits.set({ ...credits.snapshot().data, ...(body as Credits) });
       this.refresh("usage");
     } else if (event === "subscription") {

@@ -109,6 +109,20 @@ describe("CreditsDisplay", () => {
     expect(await screen.findByText("Reconnecting…")).toBeTruthy();
   });
 
+  it("does not believe an answer that is older than an event", async () => {
+    const gate = gateway();
+    show(gate, <CreditsDisplay />);
+    await screen.findByText("40 credits available");
+    await waitFor(() => expect(gate.streams).toBe(1));
+    act(() => gate.emit("credits", { available: 1040, held: 0, debt: 0, low: false, reason: "grant" }));
+    await screen.findByText("1,040 credits available");
+    // It asks for the balance again, and is told what was true a moment ago, and the plan.
+    gate.on("GET /credits/check", { body: credits({ plan: "pro" }) });
+    act(() => gate.emit("subscription", standing({ plan: "pro" })));
+    await screen.findByText("Pro");
+    expect(screen.getByText("1,040 credits available")).toBeTruthy();
+  });
+
   it("fits into a line", async () => {
     show(gateway(), <CreditsDisplay compact />);
     expect(await screen.findByRole("status", { name: "40 credits available" })).toBeTruthy();
