@@ -102,10 +102,9 @@ fn shown(found: &Shown, plan: &str, terms: Option<&Plan>) -> Check {
     }
 }
 
-/// A tenth of what the plan gives, and never less than the price of a message.
-fn low_below(terms: Option<&Plan>) -> Credits {
-    let given = terms.map_or(Credits::ZERO, |plan| plan.signup_credits);
-    Credits::saturating_from_micro(i128::from(given.micro() / 10)).max(Credits::whole(1))
+/// As the plan says; without one, the price of a message.
+pub(crate) fn low_below(terms: Option<&Plan>) -> Credits {
+    terms.map_or(Credits::whole(1), Plan::low_below)
 }
 
 pub(crate) async fn deduct(
@@ -272,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn low_is_a_tenth_of_the_plan_or_one_message() {
+    fn low_is_what_the_plan_says_or_less_than_a_message() {
         let plan = Plan { signup_credits: Credits::whole(100), ..Plan::default() };
         assert!(shown(&with("9.999999"), "pro", Some(&plan)).low);
         assert!(!shown(&with("10"), "pro", Some(&plan)).low);

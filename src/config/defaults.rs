@@ -26,6 +26,7 @@ impl Default for Config {
             packs: BTreeMap::new(),
             stripe: Stripe::default(),
             page: Page::default(),
+            notify: Notify::default(),
             service_keys: ServiceKeys::default(),
             tokens: Tokens::default(),
             stack: Stack::default(),
@@ -173,6 +174,8 @@ impl Default for Plan {
             trial_credits: Credits::ZERO,
             trial_days: 0,
             grace_days: 4,
+            low_credits: Credits::whole(2),
+            low_percent: 10,
             prices: Vec::new(),
         }
     }
@@ -211,6 +214,33 @@ impl Default for Stripe {
             max_webhook_bytes: MIB,
             max_attempts: 36,
             reconcile_interval_ms: 24 * 3600 * 1000,
+        }
+    }
+}
+
+impl Default for Notify {
+    fn default() -> Notify {
+        Notify {
+            poll_interval_ms: 200,
+            store_connections: 2,
+            max_streams: 4_096,
+            max_streams_per_user: 8,
+            keep_alive_ms: 15_000,
+            webhook: Webhook::default(),
+        }
+    }
+}
+
+impl Default for Webhook {
+    fn default() -> Webhook {
+        Webhook {
+            url: String::new(),
+            secrets: Vec::new(),
+            timeout_ms: 15_000,
+            max_attempts: 12,
+            retry_wait_ms: 5_000,
+            max_retry_wait_ms: 24 * 3600 * 1000,
+            max_calls: 8,
         }
     }
 }

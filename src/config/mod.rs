@@ -41,6 +41,7 @@ pub struct Config {
     pub packs: BTreeMap<String, Pack>,
     pub stripe: Stripe,
     pub page: Page,
+    pub notify: Notify,
     pub service_keys: ServiceKeys,
     pub tokens: Tokens,
     pub stack: Stack,
@@ -270,6 +271,11 @@ pub struct Plan {
     pub trial_days: u32,
     /// How long the plan's credits stay usable while a renewal is not paid.
     pub grace_days: u32,
+    /// The user is told once the balance falls below this …
+    #[serde(with = "crate::credits::setting")]
+    pub low_credits: Credits,
+    /// … or below so many percent of what the plan gives a month (or at sign-up, where it gives nothing a month).
+    pub low_percent: u32,
     /// Empty: it cannot be bought.
     pub prices: Vec<PlanPrice>,
 }
@@ -362,6 +368,42 @@ pub struct Page {
     /// Where operators open the console, if not at the admin listener itself.
     pub console_url: String,
     pub console_session_ms: u64,
+}
+
+/// How users, and the product's backend, are told what happens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Notify {
+    /// How often it is looked for what changed, for whoever has an event stream open.
+    pub poll_interval_ms: u64,
+    /// Of the store's connections, those that event streams may use at the same time.
+    pub store_connections: usize,
+    /// Event streams per replica.
+    pub max_streams: usize,
+    pub max_streams_per_user: usize,
+    /// A stream that has nothing to say gives a sign of life so often.
+    pub keep_alive_ms: u64,
+    pub webhook: Webhook,
+}
+
+/// Notifications for the product's backend, as Standard Webhooks.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Webhook {
+    /// Empty: none are sent.
+    #[serde(serialize_with = "show_places")]
+    pub url: String,
+    /// `whsec_…`, each; several while one is replaced: every message is signed with all of them.
+    pub secrets: Vec<Secret>,
+    /// Time limit of one attempt.
+    pub timeout_ms: u64,
+    /// Attempts before a message goes to the dead letters.
+    pub max_attempts: u32,
+    /// The wait before the second attempt; each next one is four times as long, up to `max_retry_wait_ms`.
+    pub retry_wait_ms: u64,
+    pub max_retry_wait_ms: u64,
+    /// Messages under way at the same time, per replica.
+    pub max_calls: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -566,6 +608,12 @@ impl std::fmt::Debug for Ledger {
     }
 }
 
+impl std::fmt::Debug for Webhook {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Webhook").field("url", &places(&self.url)).finish_non_exhaustive()
+    }
+}
+
 impl std::fmt::Debug for Store {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("Store").field("url", &places(&self.url)).finish_non_exhaustive()
@@ -598,6 +646,13 @@ fn show_places<S: serde::Serializer>(urls: &str, serializer: S) -> Result<S::Ok,
 }
 
 impl Plan {
+    /// Below this a balance is low.
+    pub fn low_below(&self) -> Credits {
+        let period = if self.credits.is_zero() { self.signup_credits } else { self.credits };
+        let share = i128::from(period.micro()) * i128::from(self.low_percent) / 100;
+        Credits::saturating_from_micro(share).max(self.low_credits)
+    }
+
     pub fn limits(&self) -> Limits {
         Limits {
             requests_per_minute: self.requests_per_minute,

@@ -2,6 +2,7 @@
 
 mod billing;
 mod issuers;
+mod notify;
 
 use std::collections::BTreeMap;
 
@@ -38,6 +39,7 @@ pub(super) fn validate(config: &Config) -> Vec<(String, String)> {
     plans(config, &mut found);
     billing::billing(config, &mut found);
     issuers::issuers(config, &mut found);
+    notify::notify(config, &mut found);
     ledger(config, &mut found);
     limits(config, &mut found);
     others(config, &mut found);

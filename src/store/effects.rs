@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use serde_json::json;
 
+use super::notifications::NoticeKind;
 use crate::credits::Credits;
 use crate::ledger::{AccountId, Change, Delta, Event, GrantId, Micros, Scope, WRITE_OFF_AFTER_US};
 
@@ -96,6 +97,12 @@ pub(crate) struct Rows {
     pub(crate) written_off: i64,
     pub(crate) forfeited: i64,
     pub(crate) applied_change: u64,
+    /// Number of the last notification.
+    pub(crate) notices: u64,
+    /// What was said about the balance: 0 nothing, 1 that it is low, 2 that it is used up.
+    pub(crate) warned: i16,
+    /// The highest that new credits made the balance, if any came.
+    pub(crate) refilled: Option<i64>,
     /// Changes after `applied_change`, in order, without gaps; each leaves when it is applied.
     pub(crate) changes: Vec<(u64, Change)>,
     pub(crate) grants: Vec<GrantRows>,
@@ -126,6 +133,7 @@ impl Rows {
             letters.push(Letter::new(event, Reason::Hole, format!("the account stands at {}", self.seq)));
         }
         self.seq = event.seq;
+        let granted = self.granted;
         let mut lapsing = Lapsing::of(event);
         if event.change > 0 {
             self.apply_changes(event, &mut lapsing, letters);
@@ -151,7 +159,45 @@ impl Rows {
         let written_off = i64::try_from(i128::from(event.written_off.micro()) - gone).unwrap_or(0);
         self.written_off = self.written_off.saturating_add(written_off);
         self.forfeited = self.forfeited.saturating_add(event.forfeited.micro());
+        if event.change > 0 && self.granted > granted {
+            self.refilled = Some(self.refilled.map_or(self.net(), |known| known.max(self.net())));
+        }
         true
+    }
+
+    /// What there is, held or not, less what is owed.
+    pub(crate) fn net(&self) -> i64 {
+        self.balance.saturating_sub(self.debt)
+    }
+
+    /// Whether [`Rows::warn`] may have something to do, under no matter which plan.
+    pub(crate) fn may_warn(&self, highest: i64) -> bool {
+        let next = match self.warned {
+            0 => highest.max(1),
+            1 => 1,
+            _ => i64::MIN,
+        };
+        self.net() < next || self.refilled.is_some_and(|refilled| self.warned > 0 || refilled < highest)
+    }
+
+    /// What the user is to be told now that the balance stands where it does, and that it was told. `low`: below that.
+    pub(crate) fn warn(&mut self, low: i64) -> Option<NoticeKind> {
+        match self.refilled.take() {
+            // What was small from the beginning is no news; its end is.
+            Some(refilled) if refilled > 0 => self.warned = i16::from(refilled < low),
+            _ => {}
+        }
+        let (level, kind) = match self.net() {
+            net if net <= 0 => (2, NoticeKind::CreditsExhausted),
+            net if net < low => (1, NoticeKind::CreditsLow),
+            _ => return None,
+        };
+        if level <= self.warned {
+            return None;
+        }
+        self.warned = level;
+        self.notices += 1;
+        Some(kind)
     }
 
     /// Takes over what the ledger says it has applied: change `event.change` and, should an event be missing, those before it.
@@ -346,6 +392,34 @@ mod tests {
             changed: false,
         };
         Rows { balance: remaining, applied_change: 1, grants: vec![grant], ..Rows::default() }
+    }
+
+    /// failures 12 would be a warning a request: each level is told once, and again only after new credits.
+    #[test]
+    fn each_level_is_told_once_until_credits_come_in() {
+        let mut rows = Rows { balance: 30, ..Rows::default() };
+        let at = |rows: &mut Rows, balance: i64, refilled: Option<i64>| {
+            (rows.balance, rows.refilled) = (balance, refilled);
+            let may = rows.may_warn(20);
+            let told = rows.warn(20);
+            assert!(may || told.is_none(), "{balance} {refilled:?}");
+            told
+        };
+        assert_eq!(at(&mut rows, 20, None), None);
+        assert_eq!(at(&mut rows, 19, None), Some(NoticeKind::CreditsLow));
+        assert_eq!(at(&mut rows, 5, None), None);
+        assert_eq!(at(&mut rows, 0, None), Some(NoticeKind::CreditsExhausted));
+        assert_eq!(at(&mut rows, -3, None), None);
+        // New credits that only pay what is owed change nothing.
+        assert_eq!(at(&mut rows, 0, Some(0)), None);
+        // A few: it is still low, which was said; their end is news.
+        assert_eq!(at(&mut rows, 10, Some(10)), None);
+        assert_eq!(at(&mut rows, 0, None), Some(NoticeKind::CreditsExhausted));
+        assert_eq!(at(&mut rows, 50, Some(50)), None);
+        assert_eq!(at(&mut rows, 19, None), Some(NoticeKind::CreditsLow));
+        // Filled and used up again between two flushes.
+        assert_eq!(at(&mut rows, 0, Some(50)), Some(NoticeKind::CreditsExhausted));
+        assert_eq!(rows.notices, 5);
     }
 
     #[test]

@@ -4,11 +4,15 @@
 //! Whoever has a transaction raises a notification within it: `add(tx, &notice)` of each store's own module, or
 //! [`super::billing::Effect::Notify`] in a decision. Everybody else calls [`Notifications::notify`].
 
+use std::collections::{BTreeMap, HashMap};
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Page, PageRequest, StoreError, StoreResult};
+use crate::config::Plan;
+use crate::credits::Credits;
 use crate::ledger::{AccountId, Micros};
 
 /// What a notification says besides its kind, at most, in bytes of JSON.
@@ -126,8 +130,58 @@ pub enum Delivered {
     },
 }
 
+/// Below which balance a user is warned, by plan. A balance is what remains and is held, less what is owed.
+#[derive(Debug, Clone, Default)]
+pub struct Thresholds {
+    /// Micro-credits.
+    plans: HashMap<String, i64>,
+    highest: i64,
+}
+
+impl Thresholds {
+    pub fn of(plans: &BTreeMap<String, Plan>) -> Thresholds {
+        let plans: HashMap<String, i64> =
+            plans.iter().map(|(name, plan)| (name.clone(), plan.low_below().micro())).collect();
+        Thresholds { highest: plans.values().copied().max().unwrap_or(0), plans }
+    }
+
+    /// Of a plan; 0 for one that is not configured: only what is used up is told then.
+    pub(super) fn of_plan(&self, plan: &str) -> i64 {
+        self.plans.get(plan).copied().unwrap_or(0)
+    }
+
+    /// No plan's is higher.
+    pub(super) fn highest(&self) -> i64 {
+        self.highest
+    }
+}
+
+/// A warning that a flush raises, under the number that it gave it.
+pub(super) struct Warning {
+    pub(super) notice: Notice,
+    pub(super) number: u64,
+    /// The notice's data as it is stored.
+    pub(super) data: String,
+}
+
+impl Warning {
+    pub(super) fn new(user: &AccountId, kind: NoticeKind, rows: &super::effects::Rows, low: i64) -> Warning {
+        let credits = |micro: i64| Credits::saturating_from_micro(i128::from(micro.max(0)));
+        // Written by hand: an amount is a number, and must not become a float on the way.
+        let data = format!(r#"{{"balance":{},"threshold":{}}}"#, credits(rows.net()), credits(low));
+        let dedupe_key = format!("{}:{}", kind.name(), rows.seq);
+        Warning {
+            notice: Notice { user: user.clone(), kind, data: Value::Null, dedupe_key },
+            number: rows.notices,
+            data,
+        }
+    }
+}
+
 #[async_trait]
 pub trait Notifications: Send + Sync {
+    /// From now on balances are compared with these when they are flushed.
+    fn set_thresholds(&self, thresholds: Thresholds);
     /// Raises a notification in a transaction of its own. Whether it was new. `NotFound` without such a user.
     async fn notify(&self, notice: Notice) -> StoreResult<bool>;
     /// A user's notifications, newest first.

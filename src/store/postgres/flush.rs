@@ -9,9 +9,10 @@ use tokio_postgres::Row;
 
 use super::super::common::{self, UsageColumns, bits, int, uint};
 use super::super::effects::{self, GrantRows, Letter, Reason, Rows};
+use super::super::notifications::{Thresholds, Warning};
 use super::super::{Cursor, FlushBatch, Flushed, StoreError, StoreResult, changes};
+use super::{Values, execute, failed, micros, notifications, query, query_opt, records, reopenings};
 use super::{copy, usage};
-use super::{execute, failed, micros, query, query_opt, records, reopenings};
 use crate::ledger::{AccountId, Event, GrantId};
 
 pub(super) async fn cursor(client: &Client, shard: u32) -> StoreResult<Cursor> {
@@ -55,11 +56,16 @@ pub(super) async fn raise_epoch(client: &mut Client, shard: u32, from: Cursor) -
 /// one poisoned event never stops those behind it.
 ///
 /// A transaction older than `abandoned` cannot have anybody left who waits for it.
-pub(super) async fn flush(client: &mut Client, batch: &FlushBatch, abandoned: Duration) -> StoreResult<Flushed> {
-    let done = match flush_once(client, batch, false).await {
+pub(super) async fn flush(
+    client: &mut Client,
+    batch: &FlushBatch,
+    thresholds: &Thresholds,
+    abandoned: Duration,
+) -> StoreResult<Flushed> {
+    let done = match flush_once(client, batch, thresholds, false).await {
         Err(StoreError::Conflict(reason)) => {
             tracing::warn!(shard = batch.shard, reason, "a batch is flushed in parts");
-            flush_once(client, batch, true).await
+            flush_once(client, batch, thresholds, true).await
         }
         done => done,
     };
@@ -83,14 +89,19 @@ async fn free_cursor(client: &Client, shard: u32, abandoned: Duration) -> StoreR
     Ok(!query(client, end, &[&i64::from(shard), &abandoned.as_secs_f64()]).await?.is_empty())
 }
 
-async fn flush_once(client: &mut Client, batch: &FlushBatch, carefully: bool) -> StoreResult<Flushed> {
+async fn flush_once(
+    client: &mut Client,
+    batch: &FlushBatch,
+    thresholds: &Thresholds,
+    carefully: bool,
+) -> StoreResult<Flushed> {
     let mut tx = client.transaction().await.map_err(failed)?;
     if lock_cursor(&tx, batch.shard).await? != batch.from || batch.to < batch.from.counter {
         return Err(StoreError::CursorMoved);
     }
     let order = effects::by_account(&batch.events);
     let sorted: Vec<&Event> = order.iter().map(|index| &batch.events[*index]).collect();
-    let mut flush = Flush::default();
+    let mut flush = Flush { thresholds, usage_rows: 0, letters: Vec::new() };
     if carefully {
         // All accounts at once and in order, as in the other way: taken one by one they could meet another flusher's.
         lock_accounts(&tx, &sorted).await?;
@@ -114,8 +125,8 @@ async fn flush_once(client: &mut Client, batch: &FlushBatch, carefully: bool) ->
     Ok(Flushed { usage_rows: flush.usage_rows, dead_letters: flush.letters.len() as u64 })
 }
 
-#[derive(Default)]
-struct Flush {
+struct Flush<'a> {
+    thresholds: &'a Thresholds,
     usage_rows: u64,
     letters: Vec<Letter>,
 }
@@ -123,7 +134,7 @@ struct Flush {
 /// An event and what of it becomes a usage row.
 type UsageRow<'e> = (&'e Event, UsageColumns);
 
-impl Flush {
+impl Flush<'_> {
     /// All effects within a savepoint; where the store refuses one of them, each within its own.
     async fn careful_effects<'e>(
         &mut self,
@@ -181,7 +192,9 @@ impl Flush {
                 }
             }
         }
+        let warnings = warn(tx, &mut accounts, self.thresholds).await?;
         save_accounts(tx, &accounts).await?;
+        notifications::insert(tx, &warnings).await?;
         save_grants(tx, &accounts).await?;
         save_changes(tx, &accounts).await?;
         Ok(wanted)
@@ -242,8 +255,8 @@ type Accounts = BTreeMap<AccountId, (Rows, u64)>;
 async fn lock_accounts(tx: &Transaction<'_>, events: &[&Event]) -> StoreResult<Accounts> {
     let mut ids: Vec<&str> = events.iter().map(|event| event.account.as_str()).collect();
     ids.dedup();
-    let select = "SELECT user_id, seq, balance, debt, frozen, granted, charged, written_off, forfeited, applied_change
-        FROM credits WHERE user_id = ANY($1) ORDER BY user_id FOR NO KEY UPDATE";
+    let select = "SELECT user_id, seq, balance, debt, frozen, granted, charged, written_off, forfeited, applied_change,
+            notices, warned FROM credits WHERE user_id = ANY($1) ORDER BY user_id FOR NO KEY UPDATE";
     let mut accounts = Accounts::new();
     for row in query(tx, select, &[&ids]).await? {
         let rows = Rows {
@@ -256,6 +269,8 @@ async fn lock_accounts(tx: &Transaction<'_>, events: &[&Event]) -> StoreResult<A
             written_off: row.get(7),
             forfeited: row.get(8),
             applied_change: uint(row.get(9)),
+            notices: uint(row.get(10)),
+            warned: row.get(11),
             ..Rows::default()
         };
         let before = rows.applied_change;
@@ -319,24 +334,58 @@ async fn load_grants(tx: &Transaction<'_>, events: &[&Event], accounts: &mut Acc
     Ok(())
 }
 
+/// What the accounts' users are to be told about their balances. Plans are read only of those that a plan may matter for.
+async fn warn(tx: &Transaction<'_>, accounts: &mut Accounts, thresholds: &Thresholds) -> StoreResult<Vec<Warning>> {
+    let near = accounts.iter().filter(|(_, (rows, _))| rows.may_warn(thresholds.highest()));
+    let near: Vec<&str> = near.map(|(id, _)| id.as_str()).collect();
+    if near.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut warnings = Vec::new();
+    for row in query(tx, "SELECT id, plan FROM users WHERE id = ANY($1)", &[&near]).await? {
+        let (id, low) = (common::account(row.get(0))?, thresholds.of_plan(row.get(1)));
+        if let Some((rows, _)) = accounts.get_mut(&id)
+            && let Some(kind) = rows.warn(low)
+        {
+            warnings.push(Warning::new(&id, kind, rows, low));
+        }
+    }
+    Ok(warnings)
+}
+
 async fn save_accounts(tx: &Transaction<'_>, accounts: &Accounts) -> StoreResult<()> {
     let ids: Vec<&str> = accounts.keys().map(AccountId::as_str).collect();
     let column = |pick: fn(&Rows) -> i64| accounts.values().map(|(rows, _)| pick(rows)).collect::<Vec<i64>>();
     let frozen: Vec<bool> = accounts.values().map(|(rows, _)| rows.frozen).collect();
     let update = "UPDATE credits AS c SET seq = w.seq, balance = w.balance, debt = w.debt, frozen = w.frozen,
             granted = w.granted, charged = w.charged, written_off = w.written_off, forfeited = w.forfeited,
-            applied_change = w.applied_change
+            applied_change = w.applied_change, notices = w.notices, warned = w.warned
         FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::boolean[], $6::bigint[], $7::bigint[],
-            $8::bigint[], $9::bigint[], $10::bigint[])
-            AS w (user_id, seq, balance, debt, frozen, granted, charged, written_off, forfeited, applied_change)
+            $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::smallint[])
+            AS w (user_id, seq, balance, debt, frozen, granted, charged, written_off, forfeited, applied_change,
+                notices, warned)
         WHERE c.user_id = w.user_id";
     let (seq, balance) = (column(|rows| int(rows.seq)), column(|rows| rows.balance));
     let (debt, granted) = (column(|rows| rows.debt), column(|rows| rows.granted));
     let (charged, written_off) = (column(|rows| rows.charged), column(|rows| rows.written_off));
     let (forfeited, change) = (column(|rows| rows.forfeited), column(|rows| int(rows.applied_change)));
-    execute(tx, update, &[&ids, &seq, &balance, &debt, &frozen, &granted, &charged, &written_off, &forfeited, &change])
-        .await
-        .map(drop)
+    let notices = column(|rows| int(rows.notices));
+    let warned: Vec<i16> = accounts.values().map(|(rows, _)| rows.warned).collect();
+    let books: Values<'_> = &[
+        &ids,
+        &seq,
+        &balance,
+        &debt,
+        &frozen,
+        &granted,
+        &charged,
+        &written_off,
+        &forfeited,
+        &change,
+        &notices,
+        &warned,
+    ];
+    execute(tx, update, books).await.map(drop)
 }
 
 async fn save_grants(tx: &Transaction<'_>, accounts: &Accounts) -> StoreResult<()> {

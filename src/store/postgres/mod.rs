@@ -19,16 +19,19 @@ mod upkeep;
 mod usage;
 mod usage_sums;
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use deadpool_postgres::{Client, GenericClient, Object, Pool};
+use parking_lot::RwLock;
 use refinery::Migration;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::migrations;
+use super::notifications::Thresholds;
 use super::{
     ChangeRow, Cursor, FlushBatch, Flushed, GrantRow, Idempotent, IdentityChange, KeyRow, NewChange, NewUser, Page,
     PageRequest, Store, StoreError, StoreResult, Unapplied, UsageRow, User,
@@ -45,6 +48,7 @@ pub struct PostgresStore {
     pool: Pool,
     /// Longest wait for an operation, after which its connection is given up.
     timeout: Duration,
+    thresholds: RwLock<Arc<Thresholds>>,
 }
 
 impl std::fmt::Debug for PostgresStore {
@@ -74,7 +78,7 @@ impl PostgresStore {
     /// Connects when first asked something. Call it on the runtime that lives as long as the store.
     pub fn connect(settings: &config::Store) -> StoreResult<PostgresStore> {
         let timeout = Duration::from_millis(settings.timeout_ms.max(1));
-        Ok(PostgresStore { pool: connect::pool(settings, timeout)?, timeout })
+        Ok(PostgresStore { pool: connect::pool(settings, timeout)?, timeout, thresholds: RwLock::default() })
     }
 
     async fn client(&self) -> StoreResult<Client> {
@@ -241,7 +245,8 @@ impl Store for PostgresStore {
     }
 
     async fn flush(&self, batch: FlushBatch) -> StoreResult<Flushed> {
-        within!(self, |client| flush::flush(client, &batch, self.timeout))
+        let thresholds = self.thresholds.read().clone();
+        within!(self, |client| flush::flush(client, &batch, &thresholds, self.timeout))
     }
 
     async fn usage(&self, account: &AccountId, page: PageRequest) -> StoreResult<Page<UsageRow>> {

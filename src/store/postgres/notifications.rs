@@ -1,5 +1,6 @@
 //! Notifications: numbered under the lock of their account's row, claimed for delivery by one replica at a time.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -8,10 +9,11 @@ use tokio_postgres::Row;
 
 use super::super::common::{self, int, uint};
 use super::super::notifications::{
-    self, Delivered, Delivery, MARK_MAX, Marked, Notice, NotificationRow, Notifications, Standing, UNDELIVERED,
+    self, Delivered, Delivery, MARK_MAX, Marked, Notice, NotificationRow, Notifications, Standing, Thresholds,
+    UNDELIVERED, Warning,
 };
 use super::super::{Page, PageRequest, StoreError, StoreResult};
-use super::{PostgresStore, execute, failed, micros, query, query_opt, time, within};
+use super::{PostgresStore, Values, execute, failed, micros, query, query_opt, time, within};
 use crate::ledger::AccountId;
 
 const COLUMNS: &str = "user_id, number, kind, data, created_at, read_at";
@@ -41,8 +43,33 @@ pub(super) async fn add(tx: &Transaction<'_>, notice: &Notice) -> StoreResult<bo
     Ok(execute(tx, &insert, &[&user, key, &kind, &data]).await? > 0)
 }
 
+/// Writes warnings that have their numbers.
+pub(super) async fn insert(tx: &Transaction<'_>, warnings: &[Warning]) -> StoreResult<()> {
+    if warnings.is_empty() {
+        return Ok(());
+    }
+    let texts = |pick: fn(&Warning) -> &str| warnings.iter().map(pick).collect::<Vec<&str>>();
+    let numbers: Vec<i64> = warnings.iter().map(|warning| int(warning.number)).collect();
+    let insert = format!(
+        "INSERT INTO notifications (user_id, number, kind, data, dedupe_key, created_at, due_at)
+        SELECT w.*, now(), {DUE} FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[]) AS w"
+    );
+    let values: Values<'_> = &[
+        &texts(|warning| warning.notice.user.as_str()),
+        &numbers,
+        &texts(|warning| warning.notice.kind.name()),
+        &texts(|warning| &warning.data),
+        &texts(|warning| &warning.notice.dedupe_key),
+    ];
+    execute(tx, &insert, values).await.map(drop)
+}
+
 #[async_trait]
 impl Notifications for PostgresStore {
+    fn set_thresholds(&self, thresholds: Thresholds) {
+        *self.thresholds.write() = Arc::new(thresholds);
+    }
+
     async fn notify(&self, notice: Notice) -> StoreResult<bool> {
         within!(self, |client| notify(client, &notice))
     }

@@ -5,8 +5,9 @@ use uuid::Uuid;
 
 use super::super::common::{self, UsageColumns, bits, int, uint};
 use super::super::effects::{self, GrantRows, Letter, Reason, Rows};
+use super::super::notifications::{Thresholds, Warning};
 use super::super::{Cursor, FlushBatch, Flushed, Page, PageRequest, StoreError, StoreResult, UsageRow};
-use super::{accounts, failed, journal, reopenings};
+use super::{accounts, failed, journal, notifications, reopenings};
 use crate::credits::Credits;
 use crate::ledger::{AccountId, Event, GrantId, RecordState};
 use crate::usage::Usage;
@@ -36,17 +37,22 @@ pub(super) fn set_cursor(tx: &Transaction<'_>, shard: u32, cursor: Cursor) -> St
 
 /// Tries the whole batch at once. Only where the store refuses a row is it done again, event by event, so that one
 /// poisoned event never stops those behind it.
-pub(super) fn flush(connection: &mut Connection, batch: &FlushBatch) -> StoreResult<Flushed> {
-    match flush_once(connection, batch, false) {
+pub(super) fn flush(connection: &mut Connection, batch: &FlushBatch, thresholds: &Thresholds) -> StoreResult<Flushed> {
+    match flush_once(connection, batch, thresholds, false) {
         Err(StoreError::Conflict(reason)) => {
             tracing::warn!(shard = batch.shard, reason, "a batch is flushed event by event");
-            flush_once(connection, batch, true)
+            flush_once(connection, batch, thresholds, true)
         }
         done => done,
     }
 }
 
-fn flush_once(connection: &mut Connection, batch: &FlushBatch, carefully: bool) -> StoreResult<Flushed> {
+fn flush_once(
+    connection: &mut Connection,
+    batch: &FlushBatch,
+    thresholds: &Thresholds,
+    carefully: bool,
+) -> StoreResult<Flushed> {
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     if cursor(&tx, batch.shard)? != batch.from || batch.to < batch.from.counter {
         return Err(StoreError::CursorMoved);
@@ -54,7 +60,7 @@ fn flush_once(connection: &mut Connection, batch: &FlushBatch, carefully: bool) 
     if !journal::is_empty(&tx, batch.shard)? {
         return Err(StoreError::Unavailable("what stands in the journal comes first".to_owned()));
     }
-    let mut flush = Flush::new(&tx, batch.shard, batch.from.epoch);
+    let mut flush = Flush::new(&tx, batch.shard, batch.from.epoch, thresholds);
     if carefully {
         flush.each(batch.events.iter())?
     } else {
@@ -79,6 +85,7 @@ const INSERT_USAGE: &str =
 /// Events on their way into the tables, within one transaction.
 pub(super) struct Flush<'a> {
     tx: &'a Transaction<'a>,
+    thresholds: &'a Thresholds,
     shard: u32,
     epoch: u64,
     now: i64,
@@ -89,8 +96,17 @@ pub(super) struct Flush<'a> {
 }
 
 impl<'a> Flush<'a> {
-    pub(super) fn new(tx: &'a Transaction<'a>, shard: u32, epoch: u64) -> Flush<'a> {
-        Flush { tx, shard, epoch, now: int(common::now()), insert: None, usage_rows: 0, letters: Vec::new() }
+    pub(super) fn new(tx: &'a Transaction<'a>, shard: u32, epoch: u64, thresholds: &'a Thresholds) -> Flush<'a> {
+        Flush {
+            tx,
+            thresholds,
+            shard,
+            epoch,
+            now: int(common::now()),
+            insert: None,
+            usage_rows: 0,
+            letters: Vec::new(),
+        }
     }
 
     /// Writes the dead letters, and answers what was written.
@@ -162,12 +178,28 @@ impl<'a> Flush<'a> {
                 wanted.push(event);
             }
         }
-        self.save(account, &rows, before)
+        let warning = self.warn(account, &mut rows)?;
+        self.save(account, &rows, before)?;
+        warning.map_or(Ok(()), |warning| notifications::insert(self.tx, &warning))
+    }
+
+    /// What the account's user is to be told about the balance.
+    fn warn(&self, account: &AccountId, rows: &mut Rows) -> StoreResult<Option<Warning>> {
+        if !rows.may_warn(self.thresholds.highest()) {
+            return Ok(None);
+        }
+        let plan: Option<String> = self
+            .statement("SELECT plan FROM users WHERE id = ?1")?
+            .query_row([account.as_str()], |row| row.get(0))
+            .optional()
+            .map_err(failed)?;
+        let low = plan.map_or(0, |plan| self.thresholds.of_plan(&plan));
+        Ok(rows.warn(low).map(|kind| Warning::new(account, kind, rows, low)))
     }
 
     fn load(&self, account: &AccountId, events: &[&Event]) -> StoreResult<Option<Rows>> {
-        let select = "SELECT seq, balance, debt, frozen, granted, charged, written_off, forfeited, applied_change
-            FROM credits WHERE user_id = ?1";
+        let select = "SELECT seq, balance, debt, frozen, granted, charged, written_off, forfeited, applied_change,
+            notices, warned FROM credits WHERE user_id = ?1";
         let read = |row: &Row<'_>| {
             Ok(Rows {
                 seq: uint(row.get(0)?),
@@ -179,6 +211,8 @@ impl<'a> Flush<'a> {
                 written_off: row.get(6)?,
                 forfeited: row.get(7)?,
                 applied_change: uint(row.get(8)?),
+                notices: uint(row.get(9)?),
+                warned: row.get(10)?,
                 ..Rows::default()
             })
         };
@@ -202,7 +236,8 @@ impl<'a> Flush<'a> {
     fn save(&self, account: &AccountId, rows: &Rows, before: u64) -> StoreResult<()> {
         let account = account.as_str();
         let update = "UPDATE credits SET seq = ?2, balance = ?3, debt = ?4, frozen = ?5, granted = ?6, charged = ?7,
-            written_off = ?8, forfeited = ?9, applied_change = ?10 WHERE user_id = ?1";
+            written_off = ?8, forfeited = ?9, applied_change = ?10, notices = ?11, warned = ?12
+            WHERE user_id = ?1";
         let (seq, change) = (int(rows.seq), int(rows.applied_change));
         let row = params![
             account,
@@ -215,6 +250,8 @@ impl<'a> Flush<'a> {
             rows.written_off,
             rows.forfeited,
             change,
+            int(rows.notices),
+            rows.warned,
         ];
         execute(self.tx, update, row)?;
         let update = "UPDATE credit_grants SET amount = ?3, remaining = ?4, frozen = ?5, lapsed = ?6

@@ -4,12 +4,15 @@
 //! with how far the fold is. The last slice moves the cursor and drops the rows. Whoever folds the same stretch again
 //! sorts it the same way, and so goes on where it was cut off.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::super::common::{broken, int, uint};
 use super::super::effects;
 use super::super::journal::Folded;
+use super::super::notifications::Thresholds;
 use super::super::{Cursor, FlushBatch, Flushed, StoreError, StoreResult};
 use super::flush::{self, Flush, execute};
 use super::{failed, pack};
@@ -77,10 +80,11 @@ pub(super) struct Stretch {
     done: usize,
     written: Flushed,
     full: bool,
+    thresholds: Arc<Thresholds>,
 }
 
 /// The oldest stretch: the one that is being folded where there is one.
-pub(super) fn read(tx: &Transaction<'_>, shard: u32) -> StoreResult<Option<Stretch>> {
+pub(super) fn read(tx: &Transaction<'_>, shard: u32, thresholds: Arc<Thresholds>) -> StoreResult<Option<Stretch>> {
     let from = flush::cursor(tx, shard)?;
     let begun = progress(tx, shard)?;
     let select = "SELECT epoch, first, last, events FROM ledger_journal WHERE shard = ?1 AND last <= ?2 ORDER BY last";
@@ -110,7 +114,7 @@ pub(super) fn read(tx: &Transaction<'_>, shard: u32) -> StoreResult<Option<Stret
     }
     let done = begun.map_or(0, |(_, done)| done);
     let order = effects::by_account(&events);
-    Ok(Some(Stretch { shard, from, last, events, order, done, written: Flushed::default(), full }))
+    Ok(Some(Stretch { shard, from, last, events, order, done, written: Flushed::default(), full, thresholds }))
 }
 
 struct Entry {
@@ -158,7 +162,7 @@ impl Stretch {
         self.check_unmoved(&tx)?;
         let next = self.order.len().min(self.done.saturating_add(SLICE_EVENTS));
         let slice = self.order.get(self.done..next).ok_or_else(|| broken("fold"))?;
-        let mut flush = Flush::new(&tx, self.shard, self.from.epoch);
+        let mut flush = Flush::new(&tx, self.shard, self.from.epoch, &self.thresholds);
         if carefully {
             flush.each(slice.iter().map(|index| &self.events[*index]))?;
         } else {

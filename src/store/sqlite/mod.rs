@@ -21,14 +21,17 @@ mod upkeep;
 mod usage_sums;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::RwLock;
 use refinery::Migration;
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 use uuid::Uuid;
 
 use super::journal::{Folded, Journal};
 use super::migrations;
+use super::notifications::Thresholds;
 use super::{
     ChangeRow, Cursor, FlushBatch, Flushed, GrantRow, Idempotent, IdentityChange, KeyRow, NewChange, NewUser, Page,
     PageRequest, Store, StoreError, StoreResult, Unapplied, UsageRow, User,
@@ -39,6 +42,7 @@ use threads::Threads;
 
 pub struct SqliteStore {
     threads: Threads,
+    thresholds: RwLock<Arc<Thresholds>>,
 }
 
 impl std::fmt::Debug for SqliteStore {
@@ -51,7 +55,7 @@ impl SqliteStore {
     /// Opens the file, or makes it. Blocks: call it off the async runtimes. The folder must exist, and only one process
     /// may use the file.
     pub fn open(path: &Path) -> StoreResult<SqliteStore> {
-        Ok(SqliteStore { threads: Threads::start(path)? })
+        Ok(SqliteStore { threads: Threads::start(path)?, thresholds: RwLock::default() })
     }
 }
 
@@ -187,7 +191,8 @@ impl Store for SqliteStore {
     }
 
     async fn flush(&self, batch: FlushBatch) -> StoreResult<Flushed> {
-        self.threads.own(move |connection| flush::flush(connection, &batch)).await
+        let thresholds = self.thresholds.read().clone();
+        self.threads.own(move |connection| flush::flush(connection, &batch, &thresholds)).await
     }
 
     fn journal(&self) -> Option<&dyn Journal> {
@@ -241,7 +246,9 @@ impl Journal for SqliteStore {
     }
 
     async fn fold(&self, shard: u32) -> StoreResult<Option<Folded>> {
-        let Some(mut stretch) = self.threads.read(move |tx| journal::read(tx, shard)).await? else { return Ok(None) };
+        let thresholds = self.thresholds.read().clone();
+        let read = move |tx: &rusqlite::Transaction<'_>| journal::read(tx, shard, thresholds);
+        let Some(mut stretch) = self.threads.read(read).await? else { return Ok(None) };
         loop {
             let slice = move |connection: &mut Connection| {
                 let folded = stretch.write_slice(connection)?;

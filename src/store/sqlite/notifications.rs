@@ -1,11 +1,14 @@
 //! Notifications, numbered by their account. There is one writer, so nothing needs a lock.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::super::common::{self, int, uint};
 use super::super::notifications::{
-    self, Delivered, Delivery, MARK_MAX, Marked, Notice, NotificationRow, Notifications, Standing, UNDELIVERED,
+    self, Delivered, Delivery, MARK_MAX, Marked, Notice, NotificationRow, Notifications, Standing, Thresholds,
+    UNDELIVERED, Warning,
 };
 use super::super::{Page, PageRequest, StoreError, StoreResult};
 use super::{SqliteStore, failed};
@@ -26,20 +29,28 @@ pub(super) fn add(tx: &Transaction<'_>, notice: &Notice) -> StoreResult<bool> {
         let known = tx.prepare_cached(known).and_then(|mut known| known.exists([user])).map_err(failed)?;
         return if known { Ok(false) } else { Err(StoreError::NotFound("the user")) };
     };
-    insert(tx, user, number, notice, &data)?;
+    write(tx, number, notice, &data)?;
     Ok(true)
 }
 
-/// Writes a notification that has its number.
-pub(super) fn insert(tx: &Transaction<'_>, user: &str, number: i64, notice: &Notice, data: &str) -> StoreResult<()> {
+/// Writes a warning that has its number.
+pub(super) fn insert(tx: &Transaction<'_>, warning: &Warning) -> StoreResult<()> {
+    write(tx, int(warning.number), &warning.notice, &warning.data)
+}
+
+fn write(tx: &Transaction<'_>, number: i64, notice: &Notice, data: &str) -> StoreResult<()> {
     let insert = "INSERT INTO notifications (user_id, number, kind, data, dedupe_key, created_at, due_at)
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, CASE WHEN (SELECT open FROM notification_outlet) THEN ?6 END)";
-    let row = params![user, number, notice.kind.name(), data, notice.dedupe_key, int(common::now())];
+    let row = params![notice.user.as_str(), number, notice.kind.name(), data, notice.dedupe_key, int(common::now())];
     tx.prepare_cached(insert).and_then(|mut insert| insert.execute(row)).map_err(failed).map(drop)
 }
 
 #[async_trait]
 impl Notifications for SqliteStore {
+    fn set_thresholds(&self, thresholds: Thresholds) {
+        *self.thresholds.write() = Arc::new(thresholds);
+    }
+
     async fn notify(&self, notice: Notice) -> StoreResult<bool> {
         self.threads.write(move |tx| add(tx, &notice)).await
     }

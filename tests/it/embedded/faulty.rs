@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use faregate::ledger::{AccountId, AccountState, Micros, RecordId, RecordState};
 use faregate::store::billing::*;
-use faregate::store::notifications::{Delivered, Delivery, Marked, Notice, NotificationRow};
+use faregate::store::notifications::{Delivered, Delivery, Marked, Notice, NotificationRow, Thresholds};
 use faregate::store::reopenings::{SessionNumber, Standing};
 use faregate::store::sessions::{SecretHash, Session};
 use faregate::store::topups::{AutoTopup, Begun, Topup, TopupEnd, TopupTerms, Topups};
@@ -194,6 +194,10 @@ impl Upkeep for Faulty {
 
 #[async_trait::async_trait]
 impl Notifications for Faulty {
+    fn set_thresholds(&self, thresholds: Thresholds) {
+        self.inner.set_thresholds(thresholds);
+    }
+
     async fn notify(&self, notice: Notice) -> StoreResult<bool> {
         self.inner.notify(notice).await
     }
