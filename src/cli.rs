@@ -5,6 +5,7 @@ mod audit;
 mod backup;
 mod check;
 mod commands;
+mod notify;
 mod online;
 mod show;
 
@@ -79,6 +80,9 @@ enum Command {
     /// List, show and replay what Stripe told
     #[command(subcommand)]
     Events(EventsCommand),
+    /// Try the way to the product's backend (notify.webhook)
+    #[command(subcommand)]
+    Notify(NotifyCommand),
     /// Give a user credits
     Grant(GrantArgs),
     /// Show a user's credits, live from the ledger
@@ -103,6 +107,12 @@ enum Command {
         #[command(flatten)]
         page: PageArgs,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum NotifyCommand {
+    /// Send one signed message that tells nothing, and say what came of it
+    Test,
 }
 
 #[derive(Debug, Subcommand)]

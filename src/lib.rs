@@ -12,6 +12,7 @@ pub mod gateway;
 pub mod identity;
 pub mod ledger;
 pub mod mail;
+pub mod notify;
 pub(crate) mod outbound;
 pub mod page;
 pub mod pricing;

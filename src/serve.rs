@@ -171,7 +171,7 @@ impl Front<'_> {
                 return Err(Failure::new(Exit::Internal, "the gateway ended by itself"));
             }
         };
-        backend.set_routes_ready(false);
+        backend.drain();
         tracing::info!(limit_ms = self.config.server.drain_timeout_ms, "draining");
         drain.cancel();
         running.await.map_err(Failure::while_doing(Exit::Unavailable, "the gateway ended"))?;

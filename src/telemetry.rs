@@ -94,6 +94,16 @@ pub struct Metrics {
     /// Takes a span for each forwarded request, where traces are on.
     pub spans: traces::Spans,
     pub panics: IntCounter,
+    /// Open event streams.
+    pub event_streams: IntGauge,
+    /// `event`: credits, notification, subscription.
+    pub events_sent: IntCounterVec,
+    /// `reason`: revoked, drain, slow.
+    pub event_streams_ended: IntCounterVec,
+    /// `result`: delivered, retry, dead.
+    pub webhook_deliveries: IntCounterVec,
+    /// Notifications that wait to be delivered.
+    pub webhook_waiting: IntGauge,
 }
 
 /// Labels that are known beforehand: series that begin at zero show the first failure as an increase.
@@ -207,6 +217,19 @@ impl Metrics {
             spans_dropped: make
                 .counter("faregate_spans_dropped_total", "Traces that were not sent, the queue being full")?,
             spans: traces::Spans::default(),
+            event_streams: make.gauge("faregate_event_streams", "Open event streams")?,
+            events_sent: make.counters("faregate_events_sent_total", "Events told by event streams", &["event"])?,
+            event_streams_ended: make.counters(
+                "faregate_event_streams_ended_total",
+                "Event streams that were ended here",
+                &["reason"],
+            )?,
+            webhook_deliveries: make.counters(
+                "faregate_webhook_deliveries_total",
+                "Attempts to deliver a notification to the product's backend",
+                &["result"],
+            )?,
+            webhook_waiting: make.gauge("faregate_webhook_waiting", "Notifications that wait to be delivered")?,
             panics: make.counter("faregate_panics_total", "Panics caught")?,
             registry,
         };

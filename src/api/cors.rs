@@ -16,7 +16,7 @@ use crate::config::Cors;
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE");
 const REQUEST_HEADERS: HeaderValue =
-    HeaderValue::from_static("authorization, content-type, idempotency-key, x-api-key, x-request-id");
+    HeaderValue::from_static("authorization, content-type, idempotency-key, last-event-id, x-api-key, x-request-id");
 const ANSWER_HEADERS: HeaderValue =
     HeaderValue::from_static("x-request-id, retry-after, x-should-retry, idempotent-replayed");
 /// Browsers keep a preflight's answer for so many seconds.

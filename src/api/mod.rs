@@ -3,6 +3,7 @@
 pub mod billing;
 pub mod cors;
 pub mod credits;
+pub mod events;
 pub mod extract;
 pub mod frame;
 pub mod idempotency;
@@ -35,6 +36,7 @@ use crate::config::Config;
 use crate::identity::Identity;
 use crate::identity::principal::SharedPrincipal;
 use crate::ledger::{AccountId, Act, Answer, Op, SharedLedger};
+use crate::notify::hub::Hub;
 use crate::store::SharedStore;
 use crate::telemetry::Metrics;
 
@@ -48,6 +50,7 @@ pub struct ApiParts {
     pub metrics: Metrics,
     /// `None` without a key of Stripe's.
     pub billing: Option<Arc<Billing>>,
+    pub hub: Arc<Hub>,
     /// Owns work that goes on when its caller hangs up; waited for at shutdown.
     pub tasks: TaskTracker,
 }
@@ -60,13 +63,14 @@ pub(crate) struct Api {
     metrics: Metrics,
     catalog: Catalog,
     billing: Option<Arc<Billing>>,
+    hub: Arc<Hub>,
     tasks: TaskTracker,
     balances: credits::Balances,
 }
 
 /// The API under `config.api.prefix`, with a problem for every path that is not there.
 pub fn router(parts: ApiParts) -> Router {
-    let ApiParts { store, ledger, identity, config, metrics, billing, tasks } = parts;
+    let ApiParts { store, ledger, identity, config, metrics, billing, hub, tasks } = parts;
     let cors = Arc::new(cors::Origins::new(&config.cors));
     let frame = frame::Frame {
         timeout: Duration::from_millis(config.api.timeout_ms),
@@ -77,7 +81,7 @@ pub fn router(parts: ApiParts) -> Router {
     let max_webhook = config.stripe.max_webhook_bytes;
     let catalog = Catalog::new(config.clone());
     let balances = credits::Balances::new();
-    let api = Arc::new(Api { store, ledger, identity, config, metrics, catalog, billing, tasks, balances });
+    let api = Arc::new(Api { store, ledger, identity, config, metrics, catalog, billing, hub, tasks, balances });
     let document = openapi::Document::of_users(&prefix);
     let routes = routes(max_webhook).route("/openapi.json", get(async move || document.clone())).router();
     let routes = if prefix.is_empty() { routes } else { Router::new().nest(&prefix, routes) };
@@ -99,6 +103,7 @@ fn routes(max_webhook: usize) -> Listed<Arc<Api>> {
         .route("/credits/settle", post(credits::settle))
         .route("/credits/release", post(credits::release))
         .route("/usage", get(usage::list))
+        .route("/events", get(events::stream))
         .route("/notifications", get(notifications::list).patch(notifications::mark))
         .route("/plans", get(billing::plans))
         .route("/billing/checkout", post(subscription::checkout))

@@ -15,9 +15,11 @@ use super::{Api, Caller};
 use crate::billing::Billing;
 use crate::billing::desk::{self, Desk, DeskError, Order, Paid, Portal, What, When};
 use crate::billing::lifecycle::current;
+use crate::billing::plans::Catalog;
 use crate::billing::stripe::StripeError;
 use crate::config::Interval;
 use crate::ledger::AccountId;
+use crate::store::SharedStore;
 use crate::store::billing::SubscriptionRow;
 
 /// Longer names are none of ours.
@@ -112,7 +114,7 @@ impl From<When> for At {
 }
 
 #[derive(Serialize)]
-struct Standing {
+pub(crate) struct Standing {
     /// The user's plan.
     plan: String,
     /// Null for who never had one.
@@ -265,7 +267,7 @@ pub(crate) async fn portal(
 
 pub(crate) async fn show(State(api): State<Arc<Api>>, Caller(principal): Caller) -> Result<Response, Problem> {
     let billing = billing(&api)?;
-    Ok(json(StatusCode::OK, &standing(&api, &billing.desk, &principal.account).await?))
+    Ok(json(StatusCode::OK, &standing(&api.store, &api.catalog, &billing.desk, &principal.account).await?))
 }
 
 pub(crate) async fn change(
@@ -295,7 +297,7 @@ pub(crate) async fn change(
             Some(change) => billing.desk.change(&user, &change).await.map(drop)?,
             None => billing.desk.resume(&user).await?,
         }
-        Created::new(StatusCode::OK, &standing(&api, &billing.desk, &user).await?)
+        Created::new(StatusCode::OK, &standing(&api.store, &api.catalog, &billing.desk, &user).await?)
     };
     once(store, &tasks, request, work).await
 }
@@ -314,7 +316,7 @@ pub(crate) async fn cancel(
     let work = async move {
         let when = if query.at == At::Now { When::Now } else { When::PeriodEnd };
         billing.desk.cancel(&user, when).await?;
-        Created::new(StatusCode::OK, &standing(&api, &billing.desk, &user).await?)
+        Created::new(StatusCode::OK, &standing(&api.store, &api.catalog, &billing.desk, &user).await?)
     };
     once(store, &tasks, request, work).await
 }
@@ -330,20 +332,30 @@ pub(crate) async fn history(
     Ok(json(StatusCode::OK, &List { data, next: page.next }))
 }
 
-async fn standing(api: &Api, desk: &Desk, user: &AccountId) -> Result<Standing, Problem> {
-    let account = api.store.billing_account(user).await?;
+pub(crate) async fn standing(
+    store: &SharedStore,
+    catalog: &Catalog,
+    desk: &Desk,
+    user: &AccountId,
+) -> Result<Standing, Problem> {
+    let account = store.billing_account(user).await?;
     let Some(row) = current(&account.subscriptions) else {
         return Ok(Standing { plan: account.user.plan, subscription: None });
     };
     let next_plan = desk.scheduled(row).await?;
     let open = desk.open_invoice(row).await?;
-    let view = view(api, row, next_plan, open.and_then(|invoice| invoice.hosted_invoice_url));
+    let view = view(catalog, row, next_plan, open.and_then(|invoice| invoice.hosted_invoice_url));
     Ok(Standing { plan: account.user.plan, subscription: Some(view) })
 }
 
-fn view(api: &Api, row: &SubscriptionRow, next_plan: Option<String>, pay_url: Option<String>) -> SubscriptionView {
-    let offer = api.catalog.plan_of_price(&row.price);
-    let grace_days = api.catalog.plan(&row.plan).map_or(0, |plan| plan.grace_days);
+fn view(
+    catalog: &Catalog,
+    row: &SubscriptionRow,
+    next_plan: Option<String>,
+    pay_url: Option<String>,
+) -> SubscriptionView {
+    let offer = catalog.plan_of_price(&row.price);
+    let grace_days = catalog.plan(&row.plan).map_or(0, |plan| plan.grace_days);
     let grace = |since: u64| since + u64::from(grace_days) * 24 * 3600 * 1_000_000;
     SubscriptionView {
         id: row.id.clone(),

@@ -4,7 +4,10 @@ use http::Method;
 use serde::Serialize;
 
 use super::admin::{self, Admin, Call};
-use super::{Command, EventsCommand, GrantArgs, KeyCommand, PageArgs, ReportArgs, UserCommand, audit, backup, show};
+use super::{
+    Command, EventsCommand, GrantArgs, KeyCommand, NotifyCommand, PageArgs, ReportArgs, UserCommand, audit, backup,
+    notify, show,
+};
 use crate::config::Config;
 use crate::credits::Credits;
 use crate::error::{Exit, Failure};
@@ -30,6 +33,7 @@ pub(super) fn run(config: Config, command: Command, json: bool) -> Result<(), Fa
     runtime.block_on(async {
         match command {
             Command::Health => show::text(&admin::health(&config).await?),
+            Command::Notify(NotifyCommand::Test) => notify::test(&config).await,
             Command::Migrate => migrate(&config).await,
             Command::Backup { file } => backup::back_up(&config, file).await,
             Command::Restore { file } => backup::restore(&config, file).await,

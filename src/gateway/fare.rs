@@ -61,7 +61,9 @@ pub(super) async fn take(
     match asked {
         Ok((hold, reserved)) => {
             let held = hold.total();
-            let fares = Fares::new(&reserved, held, ask.limits);
+            let plan = worker.shared.config.plans.get(&*principal.plan);
+            let low = plan.is_some_and(|plan| reserved.available < plan.low_below());
+            let fares = Fares::new(&reserved, held, ask.limits, low);
             Ok(Ticket { pay: Pay::Hold(hold), fares: Some(fares) })
         }
         Err(hold::Refusal::Unavailable) if route.settings.on_ledger_down == OnLedgerDown::Allow => {

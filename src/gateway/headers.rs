@@ -18,6 +18,7 @@ static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-prot
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub(super) static X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 static CREDITS_RESERVED: HeaderName = HeaderName::from_static("x-credits-reserved");
+static CREDITS_LOW: HeaderName = HeaderName::from_static("x-credits-low");
 static CREDITS_REMAINING: HeaderName = HeaderName::from_static("x-credits-remaining");
 static CREDITS_COST: HeaderName = HeaderName::from_static("x-credits-cost");
 static LIMIT_REQUESTS: [HeaderName; 3] = [
@@ -236,16 +237,19 @@ pub(super) fn strip_answer(headers: &mut HeaderMap, kind: RouteKind, bodiless: b
 pub(super) struct Fares {
     pub(super) reserved: Credits,
     pub(super) remaining: Credits,
+    /// What remains is low for the plan.
+    pub(super) low: bool,
     pub(super) requests_busy_us: u64,
     pub(super) tokens_busy_us: u64,
     pub(super) limits: Limits,
 }
 
 impl Fares {
-    pub(super) fn new(reserved: &Reserved, held: Credits, limits: Limits) -> Fares {
+    pub(super) fn new(reserved: &Reserved, held: Credits, limits: Limits, low: bool) -> Fares {
         Fares {
             reserved: held,
             remaining: reserved.available,
+            low,
             requests_busy_us: reserved.requests_busy_us,
             tokens_busy_us: reserved.tokens_busy_us,
             limits,
@@ -268,6 +272,9 @@ pub(super) fn annotate(
     if let Some(fares) = fares {
         headers.insert(CREDITS_RESERVED.clone(), credits(fares.reserved));
         headers.insert(CREDITS_REMAINING.clone(), credits(fares.remaining));
+        if fares.low {
+            headers.insert(CREDITS_LOW.clone(), HeaderValue::from_static("true"));
+        }
         let limits = fares.limits;
         rate(headers, &LIMIT_REQUESTS, limits.requests_per_minute, fares.requests_busy_us);
         rate(headers, &LIMIT_TOKENS, limits.tokens_per_minute, fares.tokens_busy_us);
@@ -442,6 +449,7 @@ mod tests {
         let fares = Fares {
             reserved: "0.25".parse().unwrap(),
             remaining: Credits::whole(4),
+            low: true,
             requests_busy_us: 1_500_000,
             tokens_busy_us: 0,
             limits,
@@ -449,6 +457,7 @@ mod tests {
         annotate(&mut headers, RouteKind::Anthropic, HeaderValue::from_static("id"), Some(&fares), Some(Credits::ZERO));
         let expected = [
             ("x-credits-reserved", "0.25"),
+            ("x-credits-low", "true"),
             ("x-credits-remaining", "4"),
             ("x-credits-cost", "0"),
             ("x-ratelimit-limit-requests", "60"),

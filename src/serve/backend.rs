@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::stage::Stage;
 use crate::admin::{self, AdminParts};
+use crate::api::events::Describer;
 use crate::api::{self, ApiParts};
 use crate::billing::inbox::Inbox;
 use crate::billing::plans::Catalog;
@@ -25,8 +26,12 @@ use crate::error::{Exit, Failure};
 use crate::identity::Identity;
 use crate::ledger::embedded::EmbeddedLedger;
 use crate::ledger::redis::RedisLedger;
-use crate::ledger::{AccountSource, Connect};
+use crate::ledger::{AccountSource, Connect, SharedLedger};
+use crate::notify::hub::{Hub, HubParts};
+use crate::notify::outbox::Outbox;
+use crate::notify::webhook::Sender;
 use crate::page::{self, PageParts};
+use crate::store::notifications::Thresholds;
 use crate::store::upkeep::Pruned;
 use crate::store::{Retention, SharedStore};
 use crate::telemetry::Metrics;
@@ -67,6 +72,7 @@ pub struct Backend {
     pub ledgers: Arc<dyn Connect>,
     api: Router,
     admin: Router,
+    hub: Arc<Hub>,
     routes_ready: Arc<AtomicBool>,
     store: SharedStore,
     /// In the order in which they end.
@@ -105,6 +111,13 @@ impl Backend {
             Role::Gateway => open_billing(&config, &store, &pusher, &spenders, &metrics, &faces),
             Role::Command => None,
         };
+        store.set_thresholds(Thresholds::of(&config.plans));
+        if role == Role::Gateway {
+            open_outbox(&config, &store, &metrics, &faces).await?;
+        }
+        let hub = open_hub(&config, &store, &ledger, &billing, &metrics);
+        faces.spawn("event streams", hub.clone().follow(faces.stop.clone()));
+        faces.spawn("callers of event streams", hub.clone().watch_callers(faces.stop.clone()));
         let users_api = api::router(ApiParts {
             store: store.clone(),
             ledger: ledger.clone(),
@@ -112,6 +125,7 @@ impl Backend {
             config: config.clone(),
             metrics: metrics.clone(),
             billing,
+            hub: hub.clone(),
             tasks: faces.tasks.clone(),
         });
         let api = page::router(
@@ -143,7 +157,7 @@ impl Backend {
             routes_ready: Arc::new(move || ready.load(Ordering::Acquire)),
             tasks: faces.tasks.clone(),
         });
-        Ok(Backend { identity, pusher, ledgers, api, admin, routes_ready, store, faces, sessions, flusher })
+        Ok(Backend { identity, pusher, ledgers, api, admin, hub, routes_ready, store, faces, sessions, flusher })
     }
 
     /// The control plane on the main listener.
@@ -166,6 +180,12 @@ impl Backend {
         self.routes_ready.store(ready, Ordering::Release);
     }
 
+    /// From now on nothing new begins, and event streams end: their clients go on with another replica.
+    pub fn drain(&self) {
+        self.set_routes_ready(false);
+        self.hub.drain();
+    }
+
     /// Ends in order: who asks, then the ledger's sessions, then what writes their events down, then the store.
     ///
     /// # Errors
@@ -180,6 +200,43 @@ impl Backend {
         }
         Err(Failure::new(Exit::Unavailable, "not everything ended in time; the log says what did not"))
     }
+}
+
+/// Starts sending notifications to the product's backend, where the settings name one.
+async fn open_outbox(
+    config: &Arc<Config>,
+    store: &SharedStore,
+    metrics: &Metrics,
+    faces: &Stage,
+) -> Result<(), Failure> {
+    let settings = config.notify.webhook.clone();
+    let sender = Sender::new(&settings, faces.tasks.clone(), faces.stop.clone());
+    let opened = store.open_outlet(sender.is_some()).await;
+    opened.map_err(Failure::while_doing(Exit::Unavailable, "the notifications"))?;
+    if let Some(sender) = sender {
+        let (store, metrics) = (store.clone(), metrics.clone());
+        let outbox = Arc::new(Outbox { store, sender, settings, metrics, clock: super::now_us });
+        faces.spawn("webhooks", outbox.run(faces.stop.clone()));
+    }
+    Ok(())
+}
+
+fn open_hub(
+    config: &Arc<Config>,
+    store: &SharedStore,
+    ledger: &SharedLedger,
+    billing: &Option<Arc<Billing>>,
+    metrics: &Metrics,
+) -> Arc<Hub> {
+    let describer = Describer { store: store.clone(), catalog: Catalog::new(config.clone()), billing: billing.clone() };
+    Hub::new(HubParts {
+        store: store.clone(),
+        ledger: ledger.clone(),
+        settings: config.notify.clone(),
+        embedded: config.ledger.url.is_empty(),
+        describe: Arc::new(describer),
+        metrics: metrics.clone(),
+    })
 }
 
 struct Opening<'a> {

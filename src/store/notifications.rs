@@ -107,6 +107,8 @@ pub struct Standing {
     pub notices: u64,
     /// Of the user's purchases; it rises with every change of the subscription.
     pub billing_version: u64,
+    /// The account is closed: nobody may follow it any longer.
+    pub closed: bool,
 }
 
 /// A notification on its way to the product's backend.

@@ -118,8 +118,8 @@ impl Notifications for PostgresStore {
 
     async fn standings(&self, users: &[AccountId]) -> StoreResult<Vec<Standing>> {
         let ids: Vec<&str> = users.iter().map(AccountId::as_str).collect();
-        let select = "SELECT c.user_id, c.seq, c.notices, coalesce(b.version, 0) FROM credits AS c
-            LEFT JOIN billing_accounts AS b ON b.user_id = c.user_id WHERE c.user_id = ANY($1)";
+        let select = "SELECT c.user_id, c.seq, c.notices, coalesce(b.version, 0), u.status = 'closed' FROM credits AS c
+            JOIN users AS u ON u.id = c.user_id LEFT JOIN billing_accounts AS b ON b.user_id = c.user_id WHERE c.user_id = ANY($1)";
         let rows = within!(self, |client| query(client, select, &[&ids]))?;
         let read = |row: &Row| {
             Ok(Standing {
@@ -127,6 +127,7 @@ impl Notifications for PostgresStore {
                 seq: uint(row.get(1)),
                 notices: uint(row.get(2)),
                 billing_version: uint(row.get(3)),
+                closed: row.get(4),
             })
         };
         rows.iter().map(read).collect()

@@ -118,8 +118,8 @@ impl Notifications for SqliteStore {
     async fn standings(&self, users: &[AccountId]) -> StoreResult<Vec<Standing>> {
         let users = users.to_vec();
         let look = move |tx: &Transaction<'_>| {
-            let select = "SELECT c.seq, c.notices, coalesce(b.version, 0) FROM credits AS c
-                LEFT JOIN billing_accounts AS b ON b.user_id = c.user_id WHERE c.user_id = ?1";
+            let select = "SELECT c.seq, c.notices, coalesce(b.version, 0), u.status = 'closed' FROM credits AS c
+                JOIN users AS u ON u.id = c.user_id LEFT JOIN billing_accounts AS b ON b.user_id = c.user_id WHERE c.user_id = ?1";
             let mut select = tx.prepare_cached(select).map_err(failed)?;
             let mut found = Vec::with_capacity(users.len());
             for user in users {
@@ -130,6 +130,7 @@ impl Notifications for SqliteStore {
                         seq: number(0)?,
                         notices: number(1)?,
                         billing_version: number(2)?,
+                        closed: row.get(3)?,
                     })
                 };
                 found.extend(select.query_row([user.as_str()], read).optional().map_err(failed)?);

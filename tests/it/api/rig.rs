@@ -9,7 +9,9 @@ use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
 use faregate::admin::{self, AdminParts};
+use faregate::api::events::Describer;
 use faregate::api::{self, ApiParts};
+use faregate::billing::plans::Catalog;
 use faregate::billing::{Billing, BillingParts};
 use faregate::bridge::{self, Auditor, EventLog, Pusher, RedisEvents, StoreEpochs, StoreSource};
 use faregate::config::{Config, Plan, Secret};
@@ -17,6 +19,8 @@ use faregate::identity::Identity;
 use faregate::ledger::embedded::EmbeddedLedger;
 use faregate::ledger::redis::RedisLedger;
 use faregate::ledger::{Connect, SharedLedger};
+use faregate::notify::hub::{Hub, HubParts};
+use faregate::store::notifications::Thresholds;
 use faregate::store::{self, SharedStore};
 use faregate::telemetry::Metrics;
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -57,6 +61,7 @@ pub(crate) struct Rig {
     pub(crate) ledger: SharedLedger,
     pub(crate) metrics: Metrics,
     pub(crate) routes_ready: Arc<AtomicBool>,
+    pub(crate) hub: Arc<Hub>,
     api: Router,
     admin: Router,
 }
@@ -158,6 +163,19 @@ impl Ground {
             tasks: self.tasks.clone(),
             stop: self.stop.clone(),
         });
+        store.set_thresholds(Thresholds::of(&self.config.plans));
+        let catalog = Catalog::new(self.config.clone());
+        let describer = Describer { store: store.clone(), catalog, billing: billing.clone() };
+        let hub = Hub::new(HubParts {
+            store: store.clone(),
+            ledger: ledger.clone(),
+            settings: self.config.notify.clone(),
+            embedded: self.config.ledger.url.is_empty(),
+            describe: Arc::new(describer),
+            metrics: metrics.clone(),
+        });
+        self.tasks.spawn(hub.clone().follow(self.stop.clone()));
+        self.tasks.spawn(hub.clone().watch_callers(self.stop.clone()));
         let api = api::router(ApiParts {
             store: store.clone(),
             ledger: ledger.clone(),
@@ -165,6 +183,7 @@ impl Ground {
             config: self.config.clone(),
             metrics: metrics.clone(),
             billing: billing.clone(),
+            hub: hub.clone(),
             tasks: self.tasks.clone(),
         });
         let admin = admin::router(AdminParts {
@@ -179,7 +198,7 @@ impl Ground {
             routes_ready: Arc::new(move || ready.load(Ordering::SeqCst)),
             tasks: self.tasks.clone(),
         });
-        Rig { store, identity, ledger, metrics, routes_ready, api, admin }
+        Rig { store, identity, ledger, metrics, routes_ready, hub, api, admin }
     }
 }
 
@@ -275,6 +294,12 @@ impl Ask<'_> {
     pub(crate) fn body(mut self, kind: &str, body: impl Into<Bytes>) -> Self {
         self.body = body.into();
         self.header("content-type", kind)
+    }
+
+    /// The answer as it begins: its body may go on for hours.
+    pub(crate) async fn begin(self) -> http::Response<Body> {
+        let router = if self.admin { &self.rig.admin } else { &self.rig.api };
+        router.clone().oneshot(self.request.body(Body::from(self.body)).unwrap()).await.unwrap()
     }
 
     pub(crate) async fn send(self) -> Answer {
