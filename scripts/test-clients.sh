@@ -25,7 +25,7 @@ if ! cmp -s "$clients/package-lock.json" "$tools/node/package-lock.json" || [ ! 
   cp "$clients/package.json" "$clients/package-lock.json" "$tools/node/"
   (cd "$tools/node" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
 fi
-cp "$clients/conversation.mjs" "$tools/node/"
+cp "$clients/conversation.mjs" "$clients/webhook.mjs" "$tools/node/"
 
 if [ -n "${FAREGATE_BINARY:-}" ]; then
   binary=$(realpath "$FAREGATE_BINARY")
@@ -80,4 +80,21 @@ input_per_million = 1
 output_per_million = 4
 max_output_tokens = 200"
 converse "Redis, token prices" 1.01 FAREGATE_LEDGER_URL=redis://127.0.0.1:"$redis_port"/
+
+# A webhook, signed with two secrets as while one is replaced, is taken by the official libraries of Standard Webhooks.
+SECRETS=whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw,whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD
+PORT_FILE=$work/port
+export SECRETS PORT_FILE
+for language in python node; do
+  rm -f "$PORT_FILE"
+  case $language in
+    python) "$tools/python/bin/python" "$clients/webhook.py" & ;;
+    node) node "$tools/node/webhook.mjs" & ;;
+  esac
+  receiver=$!
+  for _ in $(seq 100); do [ -s "$PORT_FILE" ] && break; sleep 0.1; done
+  FAREGATE_NOTIFY__WEBHOOK__URL=http://127.0.0.1:$(cat "$PORT_FILE")/hook FAREGATE_NOTIFY__WEBHOOK__SECRETS=$SECRETS \
+    FAREGATE_DATA_DIR=$work/webhook "$binary" notify test || failed=1
+  wait "$receiver" || failed=1
+done
 exit "$failed"

@@ -2,6 +2,7 @@
 
 mod events;
 mod list;
+mod process;
 mod thresholds;
 mod webhook;
 
@@ -105,7 +106,8 @@ impl Listener {
     async fn until_available(&mut self, available: &str) -> Event {
         loop {
             let event = self.of_name("credits").await;
-            if event.data["available"].to_string() == available {
+            let shown = event.data["available"].to_string();
+            if shown == available {
                 return event;
             }
         }
