@@ -220,7 +220,8 @@ async fn a_message_survives_a_crash() {
 async fn of_two_replicas_one_sends() {
     let receiver = Receiver::start(&[Behaviour::Takes]).await;
     let (postgres, redis) = (Postgres::start(), Redis::start());
-    let replica = || Faregate::start(options(&receiver).store(postgres.url()).ledger(redis.url()));
+    let options = || options(&receiver).store(postgres.url()).ledger(redis.url()).upstream("http://127.0.0.1:1");
+    let replica = || Faregate::start(options());
     let replicas = [replica(), replica()];
     for number in 0..12 {
         let user = format!("user{number}");
