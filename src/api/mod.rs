@@ -1,5 +1,6 @@
 //! The control plane: what users and the product's backend ask, on the main listener.
 
+pub(crate) mod auth;
 pub mod billing;
 pub mod cors;
 pub mod credits;
@@ -7,6 +8,7 @@ pub mod events;
 pub mod extract;
 pub mod frame;
 pub mod idempotency;
+pub(crate) mod keys;
 pub(crate) mod links;
 pub(crate) mod listed;
 pub mod notifications;
@@ -24,7 +26,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts};
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
+use http::Method;
 use http::request::Parts;
 use tokio_util::task::TaskTracker;
 
@@ -78,12 +81,15 @@ pub fn router(parts: ApiParts) -> Router {
         route: Some("api"),
     };
     let (prefix, max_body) = (config.api.prefix.trim_end_matches('/').to_owned(), config.api.max_body_bytes);
-    let max_webhook = config.stripe.max_webhook_bytes;
+    if let Some(billing) = &billing {
+        identity.attach_billing(billing.clone());
+    }
+    let listed = routes(&config);
     let catalog = Catalog::new(config.clone());
     let balances = credits::Balances::new();
     let api = Arc::new(Api { store, ledger, identity, config, metrics, catalog, billing, hub, tasks, balances });
     let document = openapi::Document::of_users(&prefix);
-    let routes = routes(max_webhook).route("/openapi.json", get(async move || document.clone())).router();
+    let routes = listed.route("/openapi.json", get(async move || document.clone())).router();
     let routes = if prefix.is_empty() { routes } else { Router::new().nest(&prefix, routes) };
     routes
         .fallback(frame::not_found)
@@ -95,7 +101,8 @@ pub fn router(parts: ApiParts) -> Router {
 }
 
 /// What is under the prefix, beside the document that describes it.
-fn routes(max_webhook: usize) -> Listed<Arc<Api>> {
+fn routes(config: &Config) -> Listed<Arc<Api>> {
+    let (max_webhook, max_auth_webhook) = (config.stripe.max_webhook_bytes, config.stack.max_webhook_bytes);
     Listed::new()
         .route("/credits/check", get(credits::check))
         .route("/credits/deduct", post(credits::deduct))
@@ -113,13 +120,16 @@ fn routes(max_webhook: usize) -> Listed<Arc<Api>> {
         .route("/billing/auto-topup", get(topup::show).put(topup::set).delete(topup::end))
         .route("/billing/history", get(subscription::history))
         .route("/billing/webhook", post(billing::webhook).layer(DefaultBodyLimit::max(max_webhook)))
+        .route("/keys", get(keys::list).post(keys::create))
+        .route("/keys/{id}", delete(keys::revoke))
+        .route("/auth/webhook", post(auth::webhook).layer(DefaultBodyLimit::max(max_auth_webhook)))
 }
 
 /// The paths of the API as they are routed.
 pub fn paths(config: &Config) -> Vec<String> {
     let prefix = config.api.prefix.trim_end_matches('/');
     let document = std::iter::once(format!("{prefix}/openapi.json"));
-    routes(config.stripe.max_webhook_bytes).paths(prefix).chain(document).collect()
+    routes(config).paths(prefix).chain(document).collect()
 }
 
 /// Who is signed in on the page, or why not; whoever hands a request in may have put it into its extensions.
@@ -136,10 +146,15 @@ impl FromRequestParts<Arc<Api>> for Caller {
         if let Some(SignedIn(known)) = parts.extensions.get::<SignedIn>() {
             return known.clone().map(Caller);
         }
-        if let Some(known) = api.identity.cached(&parts.headers) {
-            return Ok(Caller(known?));
+        let known = match api.identity.cached(&parts.headers) {
+            Some(known) => known?,
+            None => api.identity.authenticate(&parts.headers).await?,
+        };
+        // A key with limits of its own could otherwise spend past them here, or make one without.
+        if known.scope.is_some() && !matches!(parts.method, Method::GET | Method::HEAD) {
+            return Err(Problem::restricted_key());
         }
-        Ok(Caller(api.identity.authenticate(&parts.headers).await?))
+        Ok(Caller(known))
     }
 }
 

@@ -80,6 +80,15 @@ impl Problem {
             .retry_after(seconds)
     }
 
+    pub fn restricted_key() -> Problem {
+        Problem::new(
+            StatusCode::FORBIDDEN,
+            "restricted-key",
+            "The key has limits of its own",
+            "a key with a budget, an expiry or models is for requests through the gateway; here it may only look",
+        )
+    }
+
     pub fn unknown_hold() -> Problem {
         Problem::new(
             StatusCode::NOT_FOUND,

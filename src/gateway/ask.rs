@@ -21,7 +21,10 @@ pub(super) enum Terms {
 
 /// When a request is paid, and whether its body and its answer are read for what they use.
 pub(super) fn terms(route: &Route, endpoint: Endpoint, who: &SharedPrincipal) -> Result<(Terms, bool), Refusal> {
+    // A key for some models only must name one, and is refused before anything is taken where it does not.
+    let by_model = who.scope.as_ref().is_some_and(|scope| scope.names_models());
     match endpoint {
+        Endpoint::PerRequest | Endpoint::Unlisted if by_model => Err(Refusal::ModelNotAllowed),
         Endpoint::Refused(why) => Err(why.into()),
         Endpoint::Free => Ok((Terms::Free, false)),
         Endpoint::PerRequest | Endpoint::Unlisted => {
@@ -29,9 +32,9 @@ pub(super) fn terms(route: &Route, endpoint: Endpoint, who: &SharedPrincipal) ->
             Ok((Terms::Early(price), false))
         }
         _ => match route.flat {
-            Some(price) if !route.settings.record_tokens => Ok((Terms::Early(price), false)),
+            Some(price) if !route.settings.record_tokens && !by_model => Ok((Terms::Early(price), false)),
             // A limit of tokens wants to know how many, before anything is taken.
-            Some(price) if who.limits.tokens_per_minute == 0 => Ok((Terms::Early(price), true)),
+            Some(price) if who.limits.tokens_per_minute == 0 && !by_model => Ok((Terms::Early(price), true)),
             Some(_) | None => Ok((Terms::Late, true)),
         },
     }

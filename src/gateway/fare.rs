@@ -15,6 +15,7 @@ use super::refusal::Refusal;
 use super::route::{Route, Uncharged};
 use crate::config::OnLedgerDown;
 use crate::credits::Credits;
+use crate::identity::budget::BudgetShare;
 use crate::identity::principal::SharedPrincipal;
 use crate::ledger::hold::{self, Ask, Hold};
 use crate::ledger::{AccountId, Act, Op, Reply, Status};
@@ -39,6 +40,8 @@ pub(super) enum Pay {
 #[derive(Debug)]
 pub(super) struct Ticket {
     pub(super) pay: Pay,
+    /// Of the key's own budget, where it has one.
+    pub(super) share: Option<BudgetShare>,
     pub(super) fares: Option<Fares>,
 }
 
@@ -48,7 +51,16 @@ pub(super) async fn take(
     route: &Route,
     principal: &SharedPrincipal,
     ask: Ask,
+    request_id: Uuid,
 ) -> Result<Ticket, Refusal> {
+    let shared = worker.shared.identity.share_budget(principal, request_id, ask.amount, ask.floor);
+    // Boxed, and only where there is a budget: most keys have none.
+    let share = match principal.scope {
+        None => None,
+        Some(_) => Box::pin(shared).await.map_err(|refusal| Refusal::Budget { refusal, asked: ask.amount })?,
+    };
+    let amount = share.as_ref().map_or(ask.amount, |share| share.held().min(ask.amount));
+    let ask = Ask { amount, ..ask };
     let asked = match worker.ledger.status_of(&principal.account) {
         Status::Ready => {
             let reserve = hold::reserve(&worker.ledger, &principal.account, ask);
@@ -64,11 +76,11 @@ pub(super) async fn take(
             let plan = worker.shared.config.plans.get(&*principal.plan);
             let low = plan.is_some_and(|plan| reserved.available < plan.low_below());
             let fares = Fares::new(&reserved, held, ask.limits, low);
-            Ok(Ticket { pay: Pay::Hold(hold), fares: Some(fares) })
+            Ok(Ticket { pay: Pay::Hold(hold), share, fares: Some(fares) })
         }
         Err(hold::Refusal::Unavailable) if route.settings.on_ledger_down == OnLedgerDown::Allow => {
             match route.uncharged() {
-                Some(leave) => Ok(Ticket { pay: Pay::Later(leave), fares: None }),
+                Some(leave) => Ok(Ticket { pay: Pay::Later(leave), share, fares: None }),
                 None => Err(Refusal::Ledger { refusal: hold::Refusal::Unavailable, asked: ask.amount }),
             }
         }
@@ -96,7 +108,7 @@ async fn within<F: Future>(limit: Duration, future: F) -> Result<F::Output, toki
 /// takes one of the route's leaves: nothing may pile up without bound.
 pub(super) fn free(worker: &Worker, route: &Route) -> Result<Ticket, Refusal> {
     let refusal = match worker.ledger.status() {
-        Status::Ready => return Ok(Ticket { pay: Pay::Free, fares: None }),
+        Status::Ready => return Ok(Ticket { pay: Pay::Free, share: None, fares: None }),
         Status::Backlogged => hold::Refusal::Backlogged,
         Status::Unavailable => hold::Refusal::Unavailable,
     };
@@ -104,7 +116,7 @@ pub(super) fn free(worker: &Worker, route: &Route) -> Result<Ticket, Refusal> {
         && route.settings.on_ledger_down == OnLedgerDown::Allow
         && let Some(leave) = route.uncharged()
     {
-        return Ok(Ticket { pay: Pay::Later(leave), fares: None });
+        return Ok(Ticket { pay: Pay::Later(leave), share: None, fares: None });
     }
     Err(Refusal::Ledger { refusal, asked: Credits::ZERO })
 }
@@ -128,6 +140,7 @@ pub(super) struct Fare {
     pub(super) route: Rc<Route>,
     account: AccountId,
     pay: Option<Pay>,
+    share: Option<BudgetShare>,
     pub(super) fares: Option<Fares>,
     pub(super) price: Price,
     usage: Usage,
@@ -178,6 +191,7 @@ impl Fare {
             route: Rc::clone(route),
             account: principal.account.clone(),
             pay: Some(ticket.pay),
+            share: ticket.share,
             fares: ticket.fares,
             price,
             usage,
@@ -225,6 +239,13 @@ impl Fare {
     /// Takes `more` into the hold, or as little as `floor`.
     pub(super) async fn extend(&mut self, more: Credits, floor: Credits) -> bool {
         let limit = Duration::from_millis(self.worker.shared.config.ledger.reserve_timeout_ms);
+        let mut more = more;
+        if let Some(share) = &mut self.share {
+            // What the ledger then refuses goes back to the budget when the request ends.
+            let grown = tokio::time::timeout(limit, Box::pin(share.grow(more, floor))).await;
+            let Ok(Ok(grown)) = grown else { return false };
+            more = grown;
+        }
         match &mut self.pay {
             Some(Pay::Hold(hold)) => {
                 matches!(tokio::time::timeout(limit, hold.extend(more, floor)).await, Ok(Ok(_)))
@@ -251,6 +272,9 @@ impl Fare {
     /// something was charged: nobody needs to wait for nothing.
     pub(super) fn finish(&mut self, end: End) -> Option<Reply> {
         let pay = self.pay.take()?;
+        if let Some(share) = self.share.take() {
+            share.settle(end.cost);
+        }
         self.route.count(end.outcome);
         let usage = self.usage(&end);
         if let Some(seed) = self.trace.take() {

@@ -15,6 +15,7 @@ use super::outcome::Outcome;
 use super::upstream::Fault;
 use crate::config::RouteKind;
 use crate::credits::Credits;
+use crate::identity::budget::BudgetRefusal;
 use crate::identity::principal::AuthError;
 use crate::ledger::{Limit, hold};
 
@@ -45,6 +46,11 @@ pub(super) enum Refusal {
     Unpriced,
     #[error("this model has no price")]
     UnknownModel,
+    #[error("the key is not for this model")]
+    ModelNotAllowed,
+    /// What the key's own budget said to a share of so many credits.
+    #[error("the key's budget refused: {refusal:?}")]
+    Budget { refusal: BudgetRefusal, asked: Credits },
     #[error(transparent)]
     Request(#[from] meter::BadRequest),
     #[error(transparent)]
@@ -155,6 +161,19 @@ impl Refusal {
                 param: Some("model"),
                 ..bad_request("model_not_priced", "this model has no price here, so it is not served")
             },
+            Refusal::ModelNotAllowed => View {
+                param: Some("model"),
+                ..bad(
+                    StatusCode::FORBIDDEN,
+                    Outcome::Forbidden,
+                    "model_not_allowed",
+                    "this API key may not ask for this model",
+                )
+            },
+            Refusal::Budget { refusal: BudgetRefusal::Unavailable, .. } => auth(AuthError::Unavailable),
+            Refusal::Budget { refusal: BudgetRefusal::Exhausted { left, held }, asked } => {
+                budget_exhausted(*left, *held, *asked)
+            }
             Refusal::Request(error) => {
                 View { param: error.param, ..bad_request("invalid_request", error.message.clone()) }
             }
@@ -382,6 +401,19 @@ fn insufficient(available: Credits, held: Credits, asked: Credits) -> View {
     // Requests in flight give back what they do not use.
     let message = format!("{}; {held} more are held by requests in flight", short.message);
     View { message: message.into(), retry: SOON, ..short }
+}
+
+fn budget_exhausted(left: Credits, held: Credits, asked: Credits) -> View {
+    View {
+        status: StatusCode::PAYMENT_REQUIRED,
+        outcome: Outcome::InsufficientCredits,
+        openai: ("insufficient_quota", "key_budget_exhausted"),
+        message: format!("the API key's own budget is used up: this may cost {asked}, and {left} of it are left")
+            .into(),
+        param: None,
+        // Requests in flight give back what they do not use.
+        retry: if left.saturating_add(held) < asked { Retry::Never } else { SOON },
+    }
 }
 
 fn limited(limit: Limit, retry_after_us: Option<u64>) -> View {

@@ -222,13 +222,20 @@ async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<R
     let (terms, read) = ask::terms(&route, endpoint, &who)?;
     let early = match terms {
         Terms::Free => Some((fare::free(&worker, &route)?, Price::flat(Credits::ZERO))),
-        Terms::Early(price) => Some((fare::take(&worker, &route, &who, ask::flat(price, &who)).await?, price)),
+        Terms::Early(price) => {
+            Some((fare::take(&worker, &route, &who, ask::flat(price, &who), passage.id).await?, price))
+        }
         Terms::Late => None,
     };
     let early = early.map(|(ticket, price)| passage.fare(&route, &who, ticket, price, &head));
     let (payload, inspection) = if read {
         let bytes = read_body(body, &route).await?;
         let inspection = Inspection::read(endpoint, &bytes, &worker.shared.config.metering)?;
+        if let Some(scope) = &who.scope
+            && !scope.allows(inspection.model.as_deref())
+        {
+            return Err(Refusal::ModelNotAllowed);
+        }
         (Payload::Whole(bytes), Some(inspection))
     } else {
         (unread_body(body, &route).await?, None)
@@ -241,7 +248,7 @@ async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<R
             }
             let price = route.prices.price(inspection.model.as_deref()).ok_or(Refusal::UnknownModel)?;
             let ask = ask::metered(&price, inspection, &route, &who);
-            let ticket = fare::take(&worker, &route, &who, ask).await?;
+            let ticket = fare::take(&worker, &route, &who, ask, passage.id).await?;
             let fare = passage.fare(&route, &who, ticket, price, &head);
             let clamped = ask::clamp(&fare, ask, inspection)?;
             (fare, clamped)

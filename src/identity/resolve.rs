@@ -15,8 +15,10 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::budget::Budgets;
 use super::cache::{Cache, Found, Watch};
 use super::credentials::Credentials;
+use super::inbox::AuthInbox;
 use super::issuers::Issuers;
 use super::keys::{self, KeyHash};
 use super::principal::{AuthError, CallerKind, Principal, SharedPrincipal};
@@ -74,6 +76,8 @@ pub struct Identity {
     service: ServiceTerms,
     pub(super) issuers: Issuers,
     pub(super) sign_up: SignUpTerms,
+    pub(super) inbox: AuthInbox,
+    pub(super) budgets: Budgets,
     onboard: Option<Arc<dyn Onboard>>,
     look_up_timeout: Duration,
     onboard_timeout: Duration,
@@ -126,6 +130,8 @@ impl Identity {
                 plan: config.tokens.plan.clone(),
                 credits: token_plan.map_or(Credits::ZERO, |plan| plan.signup_credits),
             },
+            inbox: AuthInbox::new(config),
+            budgets: Budgets::new(),
             metrics,
             onboard,
             look_up_timeout: Duration::from_millis(config.store.timeout_ms),
@@ -185,10 +191,20 @@ impl Identity {
         self.cache.forget_user(user);
     }
 
-    /// Follows what happens to keys and users, on whichever replica, keeps issuers' keys fresh, and notes which keys are
-    /// used, until `stop`.
+    /// Follows what happens to keys and users, on whichever replica, keeps issuers' keys fresh, works off what issuers tell,
+    /// and notes which keys are used, until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        tokio::join!(self.follow(&stop), self.keep_issuers(&stop), self.note_uses(&stop));
+        tokio::join!(
+            self.follow(&stop),
+            self.keep_issuers(&stop),
+            self.work_events(&stop),
+            self.note_uses(&stop),
+            self.keep_budgets(&stop)
+        );
+    }
+
+    pub(crate) fn inbox(&self) -> &AuthInbox {
+        &self.inbox
     }
 
     async fn keep_issuers(&self, stop: &CancellationToken) {

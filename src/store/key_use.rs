@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::StoreResult;
 use crate::credits::Credits;
-use crate::ledger::Micros;
+use crate::ledger::{AccountId, Micros};
 
 /// A share whose replica has said nothing for so long is settled by its request's usage row, where there is one.
 pub const HOLD_QUIET_US: Micros = 60 * 1_000_000;
@@ -50,13 +50,22 @@ pub struct Spent {
     pub amount: Credits,
 }
 
+/// A key whose budget is used up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpentKey {
+    pub id: String,
+    pub user: AccountId,
+    pub name: String,
+    pub limit: Credits,
+}
+
 #[async_trait]
 pub trait KeyUse: Send + Sync {
     /// Notes when keys were last used.
     async fn touch_keys(&self, keys: &[String], at: Micros) -> StoreResult<()>;
     async fn share_budget(&self, share: Share) -> StoreResult<Shared>;
-    /// Settles shares. One that is not there any more was settled by others.
-    async fn settle_shares(&self, spent: &[Spent]) -> StoreResult<()>;
+    /// Settles shares. One that is not there any more was settled by others. Answers the keys that have nothing left.
+    async fn settle_shares(&self, spent: &[Spent]) -> StoreResult<Vec<SpentKey>>;
     /// Says that the requests of this replica go on.
     async fn renew_shares(&self, owner: u64) -> StoreResult<()>;
     /// Settles shares of replicas that say nothing any more, at most `limit`. Answers how many.

@@ -215,7 +215,7 @@ impl Desk {
     }
 
     /// Closes a page that is not wanted any more.
-    async fn expire(&self, open: &Checkout, session: &str) -> Result<(), DeskError> {
+    pub(super) async fn expire(&self, open: &Checkout, session: &str) -> Result<(), DeskError> {
         let url = format!("{}/expire", path("checkout/sessions", session));
         let expired: Result<CheckoutSession, DeskError> =
             self.send(&format!("expire:{session}"), &url, &Form::new()).await;

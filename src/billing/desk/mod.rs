@@ -3,6 +3,7 @@
 
 mod checkout;
 mod history;
+mod leaving;
 mod subscription;
 mod topup;
 
@@ -113,7 +114,10 @@ impl Desk {
             return Ok(customer.clone());
         }
         let id = &account.user.id;
-        let form = Form::new().with("metadata[faregate_user]", id).with_some("email", account.user.email.as_ref());
+        let form = Form::new()
+            .with("metadata[faregate_user]", id)
+            .with_some("email", account.user.email.as_ref())
+            .with_some("name", account.user.name.as_ref());
         // The same key on every replica: of two at once both get the same customer.
         let made: Customer = self.send(&format!("customer:{id}"), "/v1/customers", &form).await?;
         let mut account = account.clone();

@@ -5,7 +5,7 @@ use deadpool_postgres::{Client, Object, Transaction};
 use uuid::Uuid;
 
 use super::super::common::{self, bits};
-use super::super::key_use::{HOLD_LOST_US, HOLD_QUIET_US, KeyUse, Share, Shared, Spent, portion};
+use super::super::key_use::{HOLD_LOST_US, HOLD_QUIET_US, KeyUse, Share, Shared, Spent, SpentKey, portion};
 use super::super::{StoreError, StoreResult};
 use super::{PostgresStore, execute, failed, query, query_opt, time, within};
 use crate::credits::Credits;
@@ -21,7 +21,7 @@ impl KeyUse for PostgresStore {
         within!(self, |client| share(client, &asked))
     }
 
-    async fn settle_shares(&self, spent: &[Spent]) -> StoreResult<()> {
+    async fn settle_shares(&self, spent: &[Spent]) -> StoreResult<Vec<SpentKey>> {
         within!(self, |client| settle_all(client, spent))
     }
 
@@ -60,15 +60,24 @@ async fn share(client: &mut Client, asked: &Share) -> StoreResult<Shared> {
     Ok(Shared::Held(Credits::saturating_from_micro(i128::from(amount))))
 }
 
-async fn settle_all(client: &mut Client, spent: &[Spent]) -> StoreResult<()> {
+async fn settle_all(client: &mut Client, spent: &[Spent]) -> StoreResult<Vec<SpentKey>> {
     let tx = client.transaction().await.map_err(failed)?;
     let mut spent: Vec<&Spent> = spent.iter().collect();
     // The keys' rows in one order, so that replicas do not wait for each other in a circle.
     spent.sort_by(|one, other| (&one.key, one.id).cmp(&(&other.key, other.id)));
-    for one in spent {
+    for one in &spent {
         settle(&tx, &one.key, one.id, one.amount.micro()).await?;
     }
-    tx.commit().await.map_err(failed)
+    let keys: Vec<&str> = spent.iter().map(|one| one.key.as_str()).collect();
+    let select = "SELECT id, user_id, name, budget FROM api_keys WHERE id = ANY ($1) AND budget_used >= budget";
+    let mut found = Vec::new();
+    for row in query(&tx, select, &[&keys]).await? {
+        let limit: i64 = row.get(3);
+        let limit = Credits::saturating_from_micro(i128::from(limit));
+        found.push(SpentKey { id: row.get(0), user: common::account(row.get(1))?, name: row.get(2), limit });
+    }
+    tx.commit().await.map_err(failed)?;
+    Ok(found)
 }
 
 /// The key's row first, as [`share`] takes it.

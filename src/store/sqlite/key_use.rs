@@ -1,12 +1,14 @@
 //! When keys were last used, and how much of their budgets.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use uuid::Uuid;
 
 use super::super::StoreResult;
 use super::super::common::{self, bits, int, uint};
-use super::super::key_use::{HOLD_LOST_US, HOLD_QUIET_US, KeyUse, Share, Shared, Spent, portion};
+use super::super::key_use::{HOLD_LOST_US, HOLD_QUIET_US, KeyUse, Share, Shared, Spent, SpentKey, portion};
 use super::{SqliteStore, failed};
 use crate::credits::Credits;
 use crate::ledger::Micros;
@@ -22,9 +24,9 @@ impl KeyUse for SqliteStore {
         self.threads.write(move |tx| share(tx, &asked)).await
     }
 
-    async fn settle_shares(&self, spent: &[Spent]) -> StoreResult<()> {
+    async fn settle_shares(&self, spent: &[Spent]) -> StoreResult<Vec<SpentKey>> {
         let spent = spent.to_vec();
-        self.threads.write(move |tx| spent.iter().try_for_each(|one| settle(tx, one.id, one.amount.micro()))).await
+        self.threads.write(move |tx| settle_all(tx, &spent)).await
     }
 
     async fn renew_shares(&self, owner: u64) -> StoreResult<()> {
@@ -67,6 +69,23 @@ fn share(tx: &Transaction<'_>, asked: &Share) -> StoreResult<Shared> {
     let row = params![asked.id.as_bytes(), asked.key, amount, bits(asked.owner), int(common::now())];
     tx.execute(note, row).map_err(failed)?;
     Ok(Shared::Held(Credits::saturating_from_micro(i128::from(amount))))
+}
+
+fn settle_all(tx: &Transaction<'_>, spent: &[Spent]) -> StoreResult<Vec<SpentKey>> {
+    for one in spent {
+        settle(tx, one.id, one.amount.micro())?;
+    }
+    let keys: BTreeSet<&str> = spent.iter().map(|one| one.key.as_str()).collect();
+    let select = "SELECT user_id, name, budget FROM api_keys WHERE id = ?1 AND budget_used >= budget";
+    let mut statement = tx.prepare_cached(select).map_err(failed)?;
+    let mut found = Vec::new();
+    for key in keys {
+        let read = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?));
+        let Some((user, name, limit)) = statement.query_row([key], read).optional().map_err(failed)? else { continue };
+        let limit = Credits::saturating_from_micro(i128::from(limit));
+        found.push(SpentKey { id: key.to_owned(), user: common::account(&user)?, name, limit });
+    }
+    Ok(found)
 }
 
 fn settle(tx: &Transaction<'_>, id: Uuid, amount: i64) -> StoreResult<()> {

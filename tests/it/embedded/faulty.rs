@@ -324,7 +324,7 @@ impl KeyUse for Faulty {
         self.inner.share_budget(share).await
     }
 
-    async fn settle_shares(&self, spent: &[key_use::Spent]) -> StoreResult<()> {
+    async fn settle_shares(&self, spent: &[key_use::Spent]) -> StoreResult<Vec<key_use::SpentKey>> {
         self.inner.settle_shares(spent).await
     }
 

@@ -1,7 +1,9 @@
 //! Users who are signed in elsewhere: their tokens, what their issuer tells, and their own keys.
 
 mod keysets;
+mod own_keys;
 mod tokens;
+mod webhooks;
 
 use faregate::config::Config;
 use faregate_sim::stack_auth::Person;
@@ -60,4 +62,8 @@ on_every_ground! {
     tokens::who_is_not_verified_gets_nothing_until_they_are,
     tokens::aliases_of_one_mailbox_get_one_grant,
     tokens::deleted_and_back_there_is_no_second_grant,
+    webhooks::a_user_is_made_once_however_often_it_is_told,
+    webhooks::what_comes_late_changes_nothing,
+    webhooks::a_deleted_user_is_out_everywhere_within_a_second,
+    own_keys::keys_are_made_shown_and_ended,
 }

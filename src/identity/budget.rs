@@ -1,0 +1,225 @@
+//! Budgets of keys. A request through a key with a budget holds its share in the store before it takes credits, so that of
+//! any number of requests, on any number of replicas, none begins beyond the budget. What it came to is written a moment
+//! after it ended; until then its share stays held. What goes beyond a share, as a charge may go beyond its hold, counts in
+//! full and shuts the key.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::principal::Principal;
+use super::resolve::Identity;
+use crate::credits::Credits;
+use crate::store::SharedStore;
+use crate::store::key_use::{Share, Shared, Spent, SpentKey};
+use crate::store::notifications::{Notice, NoticeKind};
+
+/// How long what ended waits to be written, with whatever else ends meanwhile.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(50);
+/// How often this replica says that its requests go on.
+const RENEW_INTERVAL: Duration = Duration::from_secs(15);
+/// How often what dead replicas left is looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// Shares settled in one transaction.
+const SETTLED_AT_ONCE: usize = 500;
+/// Ended requests that wait to be written; beyond it keys with budgets take no new ones.
+const MAX_WAITING: usize = 65_536;
+const SWEPT_AT_ONCE: u32 = 500;
+
+/// Why a request may not begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BudgetRefusal {
+    /// What is not used, and how much of that requests in flight hold.
+    Exhausted { left: Credits, held: Credits },
+    /// The store cannot be asked.
+    Unavailable,
+}
+
+/// This replica's part.
+pub(super) struct Budgets {
+    owner: u64,
+    ended: Arc<Ended>,
+}
+
+#[derive(Default)]
+struct Ended {
+    waiting: Mutex<Vec<Spent>>,
+    /// Shares that are held, or wait.
+    open: AtomicUsize,
+}
+
+/// A share of a key's budget in the hands of the request that took it. Dropped unsettled, it goes back.
+pub struct BudgetShare {
+    store: SharedStore,
+    ended: Arc<Ended>,
+    share: Share,
+    held: Credits,
+    settled: bool,
+}
+
+impl std::fmt::Debug for BudgetShare {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("BudgetShare").field("id", &self.share.id).field("held", &self.held).finish_non_exhaustive()
+    }
+}
+
+impl Budgets {
+    pub(super) fn new() -> Budgets {
+        let (owner, _) = Uuid::new_v7(uuid::Timestamp::now(uuid::NoContext)).as_u64_pair();
+        // The time alone is not enough where replicas start together.
+        let mut random = [0; 8];
+        let drawn = getrandom::fill(&mut random).is_ok();
+        Budgets { owner: if drawn { u64::from_ne_bytes(random) } else { owner }, ended: Arc::default() }
+    }
+}
+
+impl Identity {
+    /// Takes a share of the budget of the caller's key for a request; `None` where the key has none.
+    ///
+    /// # Errors
+    /// Where not even `floor` is left, or the store cannot be asked.
+    pub async fn share_budget(
+        &self,
+        caller: &Principal,
+        request: Uuid,
+        amount: Credits,
+        floor: Credits,
+    ) -> Result<Option<BudgetShare>, BudgetRefusal> {
+        if amount.is_zero() || !caller.scope.as_ref().is_some_and(|scope| scope.budgeted) {
+            return Ok(None);
+        }
+        if self.budgets.ended.waiting.lock().len() >= MAX_WAITING {
+            return Err(BudgetRefusal::Unavailable);
+        }
+        let floor = if floor.is_zero() { amount } else { floor };
+        let share = Share { id: request, key: caller.key_id.to_string(), amount, floor, owner: self.budgets.owner };
+        self.budgets.ended.open.fetch_add(1, Ordering::Relaxed);
+        // Made before the question: where its asker is gone when the answer comes, what was taken goes back.
+        let mut taken = BudgetShare {
+            store: self.store.clone(),
+            ended: self.budgets.ended.clone(),
+            share,
+            held: Credits::ZERO,
+            settled: false,
+        };
+        taken.grow(amount, floor).await?;
+        Ok(Some(taken))
+    }
+
+    /// Writes down what ended, renews what goes on, and settles what others left, until `stop`.
+    pub(super) async fn keep_budgets(&self, stop: &CancellationToken) {
+        let (mut renewed, mut swept) = (Instant::now(), Instant::now());
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = tokio::time::sleep(SETTLE_INTERVAL) => {}
+                () = stop.cancelled() => {}
+            }
+            self.settle_ended().await;
+            if renewed.elapsed() >= RENEW_INTERVAL {
+                renewed = Instant::now();
+                if self.budgets.ended.open.load(Ordering::Relaxed) > 0
+                    && let Err(error) = self.store.renew_shares(self.budgets.owner).await
+                {
+                    tracing::warn!(%error, "shares of keys' budgets could not be renewed");
+                }
+            }
+            if swept.elapsed() >= SWEEP_INTERVAL {
+                swept = Instant::now();
+                match self.store.sweep_shares(SWEPT_AT_ONCE).await {
+                    Ok(0) => {}
+                    Ok(count) => tracing::info!(count, "shares of keys' budgets that a replica left were settled"),
+                    Err(error) => tracing::warn!(%error, "what replicas left of keys' budgets could not be settled"),
+                }
+            }
+        }
+    }
+
+    async fn settle_ended(&self) {
+        loop {
+            let batch: Vec<Spent> = {
+                let mut waiting = self.budgets.ended.waiting.lock();
+                let count = waiting.len().min(SETTLED_AT_ONCE);
+                waiting.drain(..count).collect()
+            };
+            if batch.is_empty() {
+                return;
+            }
+            match self.store.settle_shares(&batch).await {
+                Ok(spent) => {
+                    self.budgets.ended.open.fetch_sub(batch.len(), Ordering::Relaxed);
+                    for key in spent {
+                        self.tell_spent(key).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "what keys have used of their budgets could not be written; it is tried again");
+                    self.budgets.ended.waiting.lock().splice(..0, batch);
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn tell_spent(&self, key: SpentKey) {
+        let notice = Notice {
+            user: key.user,
+            kind: NoticeKind::KeyBudgetExhausted,
+            data: json!({"key": key.id, "name": key.name, "limit": key.limit}),
+            dedupe_key: format!("key_budget:{}", key.id),
+        };
+        if let Err(error) = self.store.notify(notice).await {
+            tracing::warn!(key = key.id, %error, "that a key's budget is used up could not be told");
+        }
+    }
+}
+
+impl BudgetShare {
+    /// What the request may cost before more must be shared.
+    pub fn held(&self) -> Credits {
+        self.held
+    }
+
+    /// Takes `amount` more, or what there is down to `floor`. Answers how much it was.
+    ///
+    /// # Errors
+    /// As [`Identity::share_budget`].
+    pub async fn grow(&mut self, amount: Credits, floor: Credits) -> Result<Credits, BudgetRefusal> {
+        let share = Share { amount, floor, ..self.share.clone() };
+        match self.store.share_budget(share).await {
+            Ok(Shared::Held(more)) => {
+                self.held = self.held.saturating_add(more);
+                Ok(more)
+            }
+            Ok(Shared::Exhausted { left, held }) => Err(BudgetRefusal::Exhausted { left, held }),
+            // Revoked just now: nobody is let in by it any more.
+            Ok(Shared::Unknown) => Err(BudgetRefusal::Exhausted { left: Credits::ZERO, held: Credits::ZERO }),
+            Err(error) => {
+                tracing::warn!(%error, "a key's budget cannot be asked for");
+                Err(BudgetRefusal::Unavailable)
+            }
+        }
+    }
+
+    /// Counts what the request cost.
+    pub fn settle(mut self, cost: Credits) {
+        self.end(cost);
+    }
+
+    fn end(&mut self, amount: Credits) {
+        if !std::mem::replace(&mut self.settled, true) {
+            self.ended.waiting.lock().push(Spent { id: self.share.id, key: self.share.key.clone(), amount });
+        }
+    }
+}
+
+impl Drop for BudgetShare {
+    fn drop(&mut self) {
+        self.end(Credits::ZERO);
+    }
+}
