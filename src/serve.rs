@@ -6,6 +6,7 @@ pub mod data_dir;
 mod demo;
 mod greeting;
 mod listener;
+mod owner;
 mod stage;
 
 use std::path::PathBuf;

@@ -293,6 +293,9 @@ fn the_whole_is_validated() {
     assert!(one("", &live).contains("must be https:// for a live key"));
     let stripe = load("", &live[..2]).unwrap().stripe;
     assert_eq!((stripe.livemode(), stripe.webhook_secrets.len()), (Some(true), 2));
+    let slow = [("FAREGATE_LEDGER_URL", "redis://127.0.0.1:6379"), ("FAREGATE_STORE__TIMEOUT_MS", "10000")];
+    assert!(one("", &slow).contains("must be above store.timeout_ms"));
+    load("", &slow[1..]).expect("the embedded ledger fences nobody");
     load("", &[("FAREGATE_LEDGER_URL", "redis://127.0.0.1:6379")]).expect("Redis over SQLite is one replica");
     load("", &[("FAREGATE_LEDGER_URL", "redis+cluster://:pw@a:6379,b")]).expect("a Cluster");
 }

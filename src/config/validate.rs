@@ -322,6 +322,10 @@ fn ledger(config: &Config, found: &mut Findings) {
     let store = &config.store;
     found.positive("store.max_connections", store.max_connections);
     found.time("store.timeout_ms", store.timeout_ms);
+    // A flush that is under way is over before a session that stands still is fenced: what comes of its last batch is known by
+    // then (tests/it/protocol).
+    let flushed_before = ledger.url.is_empty() || store.timeout_ms < ledger.fence_after_ms;
+    found.check(flushed_before, "ledger.fence_after_ms", "must be above store.timeout_ms");
     found.time("store.flush_interval_ms", store.flush_interval_ms);
     found.check((1..=100_000).contains(&store.flush_batch), "store.flush_batch", "must be from 1 to 100000");
     let months = store.usage_retention_months;

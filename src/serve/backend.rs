@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use tokio_util::sync::CancellationToken;
 
+use super::owner;
 use super::stage::Stage;
 use crate::admin::{self, AdminParts};
 use crate::api::events::Describer;
@@ -98,6 +99,7 @@ impl Backend {
             sessions: &sessions,
             flusher: &flusher,
             spenders: &spenders,
+            role,
         };
         let (ledgers, shards) = opened.ledger().await?;
         let ledger = ledgers.connect(&sessions.tasks, sessions.stop.clone());
@@ -246,12 +248,19 @@ struct Opening<'a> {
     sessions: &'a Stage,
     flusher: &'a Stage,
     spenders: &'a Arc<Spenders>,
+    role: Role,
 }
 
 impl Opening<'_> {
     /// The ledger, and where its logs stand if they are outside this process.
     async fn ledger(&self) -> Result<(Arc<dyn Connect>, Option<Arc<dyn Shards>>), Failure> {
         if self.config.ledger.url.is_empty() {
+            // SQLite lies in the data directory, which is locked.
+            if !self.config.store.url.is_empty() {
+                let name = owner::name(&self.config.data_dir)?;
+                owner::own(self.store, name, self.role == Role::Command).await?;
+                self.flusher.spawn("owner", owner::keep(self.store.clone(), name, self.flusher.stop.clone()));
+            }
             let taken = flush::take_over(self.store).await;
             taken.map_err(Failure::while_doing(Exit::Unavailable, "taking the store over"))?;
             let source: Arc<dyn AccountSource> = Arc::new(StoreSource::whole(self.store.clone()));

@@ -12,6 +12,7 @@ pub mod letters;
 mod mend;
 mod migrations;
 pub mod notifications;
+pub mod owners;
 pub mod postgres;
 pub mod questions;
 pub mod records;
@@ -41,6 +42,7 @@ pub use books::Books;
 pub use key_use::KeyUse;
 pub use letters::DeadLetters;
 pub use notifications::Notifications;
+pub use owners::Owners;
 pub use questions::Questions;
 pub use records::Records;
 pub use reopenings::Reopenings;
@@ -287,6 +289,7 @@ pub trait Store:
     + UsageSums
     + Reopenings
     + Records
+    + Owners
     + billing::BillingStore
     + topups::Topups
     + SignUps

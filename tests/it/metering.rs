@@ -461,6 +461,7 @@ async fn a_hold_lives_as_long_as_its_stream() {
     let options = options
         .set("ledger.heartbeat_interval_ms", 100)
         .set("ledger.unacknowledged_limit_ms", 1_000)
+        .set("store.timeout_ms", 1_500)
         .set("ledger.fence_after_ms", 2_000);
     let setting = Setting::with(options, PRICES);
     let key = setting.faregate.user("ann", "10").await;

@@ -173,6 +173,7 @@ mod notifications;
 mod usage_sums;
 
 mod handover;
+mod owners;
 mod records;
 mod reopenings;
 mod sessions;

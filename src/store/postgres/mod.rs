@@ -9,6 +9,7 @@ mod flush;
 mod identity;
 mod key_use;
 mod notifications;
+mod owners;
 mod questions;
 mod records;
 mod reopenings;

@@ -9,6 +9,7 @@ mod identity;
 mod journal;
 mod key_use;
 mod notifications;
+mod owners;
 mod pack;
 mod questions;
 mod records;

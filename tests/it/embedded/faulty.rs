@@ -246,6 +246,17 @@ impl Notifications for Faulty {
 }
 
 #[async_trait::async_trait]
+impl Owners for Faulty {
+    async fn own(&self, owner: u64, within_us: Micros) -> StoreResult<bool> {
+        self.inner.own(owner, within_us).await
+    }
+
+    async fn disown(&self, owner: u64) -> StoreResult<()> {
+        self.inner.disown(owner).await
+    }
+}
+
+#[async_trait::async_trait]
 impl Records for Faulty {
     async fn load_open(&self, account: &AccountId) -> StoreResult<Option<AccountState>> {
         self.inner.load_open(account).await

@@ -2,6 +2,7 @@
 //! lacks the last writes is promoted. Nothing that was spent comes back, nothing is charged twice, and what a living gateway
 //! remembers is charged. On real servers, through the real binary.
 
+mod alone;
 mod keyed;
 mod loss;
 
