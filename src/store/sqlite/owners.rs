@@ -12,7 +12,7 @@ use crate::ledger::Micros;
 #[async_trait]
 impl Owners for SqliteStore {
     async fn own(&self, owner: u64, within_us: Micros) -> StoreResult<bool> {
-        let upsert = "INSERT INTO ledger_owners (process, seen_at) VALUES (?1, ?2)
+        let upsert = "INSERT INTO ledger_owners (one, process, seen_at) VALUES (1, ?1, ?2)
             ON CONFLICT (one) DO UPDATE SET process = excluded.process, seen_at = excluded.seen_at
             WHERE process = excluded.process OR seen_at <= ?2 - ?3";
         let owned = move |tx: &rusqlite::Transaction<'_>| {
