@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -29,6 +31,8 @@ struct LetterView {
     event: Option<Box<RawValue>>,
     /// Its usage, where that can be read.
     usage: Option<Usage>,
+    /// Where it cannot: its bytes, or those of the entry of the log, as base64.
+    raw: Option<String>,
 }
 
 pub(super) async fn list(State(admin): State<Arc<Admin>>, Paging(page): Paging) -> Result<Response, Problem> {
@@ -38,6 +42,7 @@ pub(super) async fn list(State(admin): State<Arc<Admin>>, Paging(page): Paging) 
 }
 
 fn view(letter: DeadLetter) -> LetterView {
+    let usage = Usage::decode(&letter.usage).ok();
     LetterView {
         id: letter.id,
         at: Time::from_micros(letter.at),
@@ -48,6 +53,7 @@ fn view(letter: DeadLetter) -> LetterView {
         reason: letter.reason,
         detail: letter.detail,
         event: RawValue::from_string(letter.event).ok(),
-        usage: Usage::decode(&letter.usage).ok(),
+        raw: (usage.is_none() && !letter.usage.is_empty()).then(|| STANDARD.encode(&letter.usage)),
+        usage,
     }
 }

@@ -205,9 +205,9 @@ impl<L: EventLog> Flusher<'_, L> {
             return Ok(Turn::Empty);
         }
         let full = entries.more || entries.count >= limit;
-        let Entries { to, mark, events, sessions, records, more, .. } = entries;
+        let Entries { to, mark, events, sessions, records, unreadable, more, .. } = entries;
         let cursor = Cursor { epoch: from.epoch, counter: to };
-        let write = self.write(folder, FlushBatch { shard, from, to, mark, events, sessions, records });
+        let write = self.write(folder, FlushBatch { shard, from, to, mark, events, sessions, records, unreadable });
         if more && !self.log.awaited() {
             let (written, ahead) = tokio::join!(write, self.log.read(shard, cursor, limit, Duration::ZERO));
             // A read that failed is done again, and then it counts.

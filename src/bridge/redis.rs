@@ -83,7 +83,10 @@ impl EventLog for RedisEvents {
         let mut entries = Entries { count: read.len(), to, lag, more: behind > 0, ..Entries::default() };
         for entry in read {
             entries.mark = entry.mark;
-            entries.sessions.push((entry.session.0, entry.number));
+            if entry.number > 0 {
+                entries.sessions.push((entry.session.0, entry.number));
+            }
+            entries.unreadable.extend(entry.unreadable);
             entries.events.extend(entry.events);
             entries.records.extend(entry.records);
         }
@@ -128,6 +131,9 @@ impl Shard {
 }
 
 fn age(entry: &Entry) -> Duration {
+    if entry.unreadable.is_some() {
+        return Duration::ZERO;
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::from_micros(entry.at))
 }

@@ -34,7 +34,9 @@ impl StoreEpochs {
             self.store.session_numbers(shard, sessions(entries)).await?.into_iter().collect();
         let new = |entry: &&Entry| entry.number > stored.get(&entry.session.0).copied().unwrap_or(0);
         let new: Vec<&Entry> = entries.iter().filter(new).collect();
-        if new.is_empty() {
+        // Whose head cannot be read has no number to go by: the store knows each that it has.
+        let unreadable: Vec<_> = entries.iter().filter_map(|entry| entry.unreadable.clone()).collect();
+        if new.is_empty() && unreadable.is_empty() {
             return Ok(Some(0));
         }
         let count = new.len() as u64;
@@ -42,7 +44,7 @@ impl StoreEpochs {
         let records = new.iter().flat_map(|entry| entry.records.iter().cloned()).collect();
         let events = self.renumbered(new.into_iter().flat_map(|entry| entry.events.iter().cloned())).await?;
         let to = from.counter + 1;
-        let batch = FlushBatch { shard, from, to, events, sessions, records, ..FlushBatch::default() };
+        let batch = FlushBatch { shard, from, to, events, sessions, records, unreadable, ..FlushBatch::default() };
         self.store.flush(batch).await?;
         Ok(Some(count))
     }

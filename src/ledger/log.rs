@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use super::{AccountId, Event, RecordState};
 
@@ -14,6 +15,16 @@ pub struct Cursor {
     pub epoch: u64,
     /// Number of the last entry written.
     pub counter: u64,
+}
+
+/// An entry of a log that cannot be read: what it did to accounts is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    pub epoch: u64,
+    pub counter: u64,
+    pub reason: String,
+    /// As the log has it.
+    pub bytes: Bytes,
 }
 
 /// Consecutive entries of one shard's log.
@@ -31,6 +42,8 @@ pub struct Entries {
     pub sessions: Vec<(u64, u64)>,
     /// Records as they now stand, in the order of their changes.
     pub records: Vec<(AccountId, RecordState)>,
+    /// Among them, without any events (Redis only).
+    pub unreadable: Vec<Unreadable>,
     /// Events that are not in the store's tables, these included.
     pub backlog: u64,
     /// Age of the oldest of them.

@@ -35,7 +35,7 @@ use uuid::Uuid;
 pub use self::journal::{Folded, Journal};
 use crate::config;
 use crate::credits::Credits;
-pub use crate::ledger::log::Cursor;
+pub use crate::ledger::log::{Cursor, Unreadable};
 use crate::ledger::{AccountId, AccountState, Change, Event, GrantId, GrantKind, Micros, RecordState};
 use crate::usage::Usage;
 pub use books::Books;
@@ -257,6 +257,8 @@ pub struct FlushBatch {
     pub sessions: Vec<(u64, u64)>,
     /// API holds and kept answers as they now stand: of those of one id, the last.
     pub records: Vec<(AccountId, RecordState)>,
+    /// Entries that cannot be read: each becomes a dead letter, once (Redis only).
+    pub unreadable: Vec<Unreadable>,
 }
 
 /// What came of a flush.

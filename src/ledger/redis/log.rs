@@ -135,7 +135,8 @@ impl Log {
                 return Err(LogError::Hole { expected, found: counter });
             }
             let entry = decode::entry(counter, fields);
-            entries.push(entry.map_err(|error| LogError::Malformed { counter, reason: error.0 })?);
+            // What cannot be read stops nothing behind it.
+            entries.push(entry.unwrap_or_else(|error| Entry::unreadable(after.epoch, counter, fields, error)));
         }
         let read = entries.iter().map(|entry| (entry.counter, entry.mark.clone()));
         // The page before as well: what is read ahead may have to be read again.

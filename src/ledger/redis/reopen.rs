@@ -184,16 +184,8 @@ impl Round<'_> {
             for row in &rows {
                 let Some((counter, fields)) = log::parts(row) else { continue };
                 after = after.max(counter);
-                match decode::entry(counter, fields) {
-                    Ok(entry) => entries.push(entry),
-                    Err(error) => tracing::error!(
-                        shard = self.shard,
-                        epoch,
-                        counter,
-                        %error,
-                        "a surviving entry cannot be read, and is left out"
-                    ),
-                }
+                let entry = decode::entry(counter, fields);
+                entries.push(entry.unwrap_or_else(|error| Entry::unreadable(epoch, counter, fields, error)));
             }
             if entries.is_empty() {
                 return Ok(Some(written));

@@ -10,7 +10,7 @@ use tokio_postgres::Row;
 use super::super::common::{self, UsageColumns, bits, int, uint};
 use super::super::effects::{self, GrantRows, Letter, Reason, Rows};
 use super::super::notifications::{Thresholds, Warning};
-use super::super::{Cursor, FlushBatch, Flushed, StoreError, StoreResult, changes};
+use super::super::{Cursor, FlushBatch, Flushed, StoreError, StoreResult, changes, letters};
 use super::{Values, execute, failed, micros, notifications, query, query_opt, records, reopenings};
 use super::{copy, usage};
 use crate::ledger::{AccountId, Event, GrantId};
@@ -119,10 +119,11 @@ async fn flush_once(
     sessions(&tx, batch).await?;
     records::write(&tx, batch).await?;
     write_letters(&tx, batch, &flush.letters).await?;
+    let unreadable = write_unreadable(&tx, batch).await?;
     set_cursor(&tx, batch.shard, Cursor { epoch: batch.from.epoch, counter: batch.to }).await?;
     reopenings::write_mark(&tx, batch).await?;
     tx.commit().await.map_err(failed)?;
-    Ok(Flushed { usage_rows: flush.usage_rows, dead_letters: flush.letters.len() as u64 })
+    Ok(Flushed { usage_rows: flush.usage_rows, dead_letters: flush.letters.len() as u64 + unreadable })
 }
 
 struct Flush<'a> {
@@ -440,6 +441,26 @@ async fn sessions(tx: &Transaction<'_>, batch: &FlushBatch) -> StoreResult<()> {
         SELECT $1, w.session, w.batch FROM unnest($2::bigint[], $3::bigint[]) AS w (session, batch)
         ON CONFLICT (shard, session) DO UPDATE SET batch = greatest(s.batch, excluded.batch), seen_at = now()";
     execute(tx, upsert, &[&i64::from(batch.shard), &sessions, &numbers]).await.map(drop)
+}
+
+/// Each entry once, also where a reopening comes across it again.
+async fn write_unreadable(tx: &Transaction<'_>, batch: &FlushBatch) -> StoreResult<u64> {
+    let insert = "INSERT INTO dead_letters (shard, epoch, user_id, seq, reason, detail, event, usage)
+        SELECT $1, $2, '', 0, $3, $4, $5, $6 WHERE NOT EXISTS (SELECT 1 FROM dead_letters
+            WHERE user_id = '' AND seq = 0 AND shard = $1 AND reason = $3 AND event = $5)";
+    let (shard, mut written) = (i64::from(batch.shard), 0);
+    for entry in &batch.unreadable {
+        let (epoch, place, bytes) = (int(entry.epoch), letters::place(entry), &entry.bytes[..]);
+        tracing::error!(
+            shard,
+            place,
+            reason = entry.reason,
+            "an entry of the ledger's log cannot be read: a dead letter"
+        );
+        written +=
+            execute(tx, insert, &[&shard, &epoch, &letters::UNREADABLE_ENTRY, &entry.reason, &place, &bytes]).await?;
+    }
+    Ok(written)
 }
 
 async fn write_letters(tx: &Transaction<'_>, batch: &FlushBatch, letters: &[Letter]) -> StoreResult<()> {

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::super::common::{self, UsageColumns, bits, int, uint};
 use super::super::effects::{self, GrantRows, Letter, Reason, Rows};
+use super::super::letters;
 use super::super::notifications::{Thresholds, Warning};
 use super::super::{Cursor, FlushBatch, Flushed, Page, PageRequest, StoreError, StoreResult, UsageRow};
 use super::{accounts, failed, journal, notifications, reopenings};
@@ -68,11 +69,32 @@ fn flush_once(
     }
     flush.sessions(batch)?;
     write_records(&tx, &batch.records)?;
-    let flushed = flush.finish()?;
+    let mut flushed = flush.finish()?;
+    flushed.dead_letters += write_unreadable(&tx, batch)?;
     set_cursor(&tx, batch.shard, Cursor { epoch: batch.from.epoch, counter: batch.to })?;
     reopenings::write_mark(&tx, batch)?;
     tx.commit().map_err(failed)?;
     Ok(flushed)
+}
+
+/// Each entry once, also where a reopening comes across it again.
+fn write_unreadable(tx: &Transaction<'_>, batch: &FlushBatch) -> StoreResult<u64> {
+    let insert = "INSERT INTO dead_letters (at, shard, epoch, user_id, seq, reason, detail, event, usage)
+        SELECT ?1, ?2, ?3, '', 0, ?4, ?5, ?6, ?7 WHERE NOT EXISTS (SELECT 1 FROM dead_letters
+            WHERE user_id = '' AND seq = 0 AND shard = ?2 AND reason = ?4 AND event = ?6)";
+    let mut written = 0;
+    for entry in &batch.unreadable {
+        let (now, epoch, place) = (int(common::now()), int(entry.epoch), letters::place(entry));
+        tracing::error!(
+            shard = batch.shard,
+            place,
+            reason = entry.reason,
+            "an entry of the ledger's log cannot be read: a dead letter"
+        );
+        let row = params![now, batch.shard, epoch, letters::UNREADABLE_ENTRY, entry.reason, place, &entry.bytes[..]];
+        written += tx.execute(insert, row).map_err(failed)?;
+    }
+    Ok(written as u64)
 }
 
 const INSERT_USAGE: &str =

@@ -5,6 +5,7 @@ mod books;
 mod crashes;
 mod ledger_out;
 mod load;
+mod poison;
 mod replicas;
 mod spending;
 mod start;

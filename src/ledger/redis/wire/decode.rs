@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::{Malformed, Reader};
 use crate::credits::Credits;
+use crate::ledger::log::Unreadable;
 use crate::ledger::{
     AccountId, Act, Answer, Balance, Delta, Event, EventKind, GrantId, GrantKind, GrantState, Kept, Limit, Micros, Op,
     Parts, RecordId, RecordState, Reserved, SessionId,
@@ -163,6 +164,31 @@ pub struct Entry {
     pub records: Vec<(AccountId, RecordState)>,
     /// How its bytes begin: session, number and time. No other entry begins so, in whatever history.
     pub mark: Vec<u8>,
+    /// Why it cannot be read: then it has no events.
+    pub unreadable: Option<Unreadable>,
+}
+
+/// As much of an entry's bytes as its head takes, at most.
+const MARK_MAX: usize = 32;
+
+impl Entry {
+    /// An entry that [`entry`] refused; session and number are known where at least its head can be read.
+    pub fn unreadable(epoch: u64, counter: u64, fields: Fields<'_>, reason: Malformed) -> Entry {
+        let start = fields.events.get(..fields.events.len().min(MARK_MAX)).unwrap_or_default().to_vec();
+        let (session, number, at, mark) = head(fields.events).unwrap_or((SessionId(0), 0, 0, start));
+        let bytes = [fields.events, fields.details, fields.records].concat().into();
+        let unreadable = Some(Unreadable { epoch, counter, reason: reason.0.to_owned(), bytes });
+        Entry { counter, session, number, at, events: Vec::new(), records: Vec::new(), mark, unreadable }
+    }
+}
+
+fn head(events: &[u8]) -> Result<(SessionId, u64, Micros, Vec<u8>), Malformed> {
+    let mut reader = Reader::new(events);
+    // One flat array.
+    reader.array()?;
+    let (session, number, at) = (SessionId(reader.uint()?), reader.uint()?, reader.uint()?);
+    let mark = events.get(..events.len().saturating_sub(reader.left())).unwrap_or_default().to_vec();
+    Ok((session, number, at, mark))
 }
 
 /// An event has more to tell than what was charged.
@@ -187,7 +213,16 @@ pub fn entry(counter: u64, fields: Fields<'_>) -> Result<Entry, Malformed> {
     let (session, number, at) = (SessionId(reader.uint()?), reader.uint()?, reader.uint()?);
     let mark = events.get(..events.len().saturating_sub(reader.left())).unwrap_or_default().to_vec();
     let records = read_records(records)?;
-    let mut entry = Entry { counter, session, number, at, events: Vec::with_capacity(details.len()), records, mark };
+    let mut entry = Entry {
+        counter,
+        session,
+        number,
+        at,
+        events: Vec::with_capacity(details.len()),
+        records,
+        mark,
+        unreadable: None,
+    };
     while !reader.is_at_end() {
         entry.events.push(event(&mut reader, at, &details)?);
     }
