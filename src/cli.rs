@@ -278,7 +278,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     });
     let config = Config::load(cli.config.as_deref(), variables)?;
     match cli.command {
-        None | Some(Command::Serve) => serve::run(config),
+        None | Some(Command::Serve) => serve::run(config, cli.config),
         Some(Command::Check { online: true, .. }) => {
             show::text(&check::describe(&config))?;
             online::check(config)

@@ -7,6 +7,7 @@ mod demo;
 mod greeting;
 mod listener;
 mod owner;
+mod reload;
 mod stage;
 
 use std::path::PathBuf;
@@ -21,11 +22,13 @@ use self::data_dir::DataDir;
 use self::demo::Demo;
 use self::greeting::Greeting;
 use self::listener::AdminListener;
+use self::reload::Reloader;
 use self::stage::Stage;
 use crate::config::{Config, Secret};
 use crate::error::{Exit, Failure};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::ledger::Micros;
+use crate::rollout::Current;
 use crate::store::{self, SharedStore};
 use crate::telemetry::{self, Metrics};
 
@@ -36,9 +39,9 @@ const RUNTIME_LIMIT: Duration = Duration::from_secs(2);
 /// As a shell reports a process that was interrupted.
 const INTERRUPTED: i32 = 130;
 
-/// Serves until it is told to end, and drains.
-pub fn run(config: Config) -> Result<(), Failure> {
-    telemetry::init(&config.log).map_err(Failure::while_doing(Exit::Internal, "logs"))?;
+/// Serves until it is told to end, and drains. `file` is where the settings came from, to be read again.
+pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), Failure> {
+    let log = telemetry::init(&config.log).map_err(Failure::while_doing(Exit::Internal, "logs"))?;
     let metrics = Metrics::new().map_err(Failure::while_doing(Exit::Internal, "metrics"))?;
     telemetry::catch_panics(&metrics);
     let directory = DataDir::open(&config.data_dir)?;
@@ -48,16 +51,24 @@ pub fn run(config: Config) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(Failure::while_doing(Exit::Internal, "the background runtime"))?;
-    let served = runtime.block_on(serve(config, &directory, metrics));
+    let served = runtime.block_on(serve(config, &directory, metrics, Again { file, log }));
     runtime.shutdown_timeout(RUNTIME_LIMIT);
     served
 }
 
-async fn serve(mut config: Config, directory: &DataDir, mut metrics: Metrics) -> Result<(), Failure> {
+/// What is needed to read the settings again.
+struct Again {
+    file: Option<PathBuf>,
+    log: telemetry::LogLevel,
+}
+
+async fn serve(mut config: Config, directory: &DataDir, mut metrics: Metrics, again: Again) -> Result<(), Failure> {
     let (stop, broken) = (CancellationToken::new(), CancellationToken::new());
     let helpers = Stage::new("helpers", &broken);
     helpers.spawn("signals", signals(stop.clone(), helpers.stop.clone())?);
     trace(&config, &mut metrics, &helpers)?;
+    let hangup = signal(SignalKind::hangup()).map_err(Failure::while_doing(Exit::Internal, "signals"))?;
+    let loaded = config.clone();
     let token = directory.admin_token(config.admin_token.as_ref())?;
     let store = open_store(&config, directory).await?;
     let demo = match Demo::wanted(&config, &store, directory).await? {
@@ -68,8 +79,10 @@ async fn serve(mut config: Config, directory: &DataDir, mut metrics: Metrics) ->
         }
     };
     let config = Arc::new(config);
+    let current = Current::new(config.clone());
     let backend = Backend::open(BackendParts {
         config: config.clone(),
+        current: current.clone(),
         store: store.clone(),
         admin_token: token.clone(),
         metrics: metrics.clone(),
@@ -77,7 +90,16 @@ async fn serve(mut config: Config, directory: &DataDir, mut metrics: Metrics) ->
         role: Role::Gateway,
     })
     .await?;
-    let front = Front { config, store, directory, token, metrics, stop, broken };
+    let reloader = Reloader {
+        file: again.file,
+        loaded,
+        current: current.clone(),
+        identity: backend.identity.clone(),
+        log: again.log,
+        metrics: metrics.clone(),
+    };
+    backend.faces().spawn("settings", reloader.run(hangup, backend.faces().stop.clone()));
+    let front = Front { config, current, store, directory, token, metrics, stop, broken };
     let served = front.serve(&backend, demo).await;
     let closed = backend.close().await;
     helpers.end(RUNTIME_LIMIT).await;
@@ -107,6 +129,7 @@ async fn open_store(config: &Config, directory: &DataDir) -> Result<SharedStore,
 /// What faces the world.
 struct Front<'a> {
     config: Arc<Config>,
+    current: Current,
     store: SharedStore,
     directory: &'a DataDir,
     token: Secret,
@@ -130,6 +153,7 @@ impl Front<'_> {
         let admin_address = admin.address();
         let mut gateway = Gateway::new(GatewayParts {
             config: self.config.clone(),
+            current: self.current.clone(),
             identity: backend.identity.clone(),
             ledgers: backend.ledgers.clone(),
             metrics: self.metrics.clone(),

@@ -6,7 +6,7 @@ mod process;
 pub mod traces;
 
 pub use exhausted::Exhausted;
-pub use logs::{catch_panics, init};
+pub use logs::{LogLevel, catch_panics, init};
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
@@ -19,7 +19,7 @@ pub struct Metrics {
     pub requests: IntCounterVec,
     /// Seconds by `route`: total minus the time spent waiting for the upstream.
     pub added_latency: HistogramVec,
-    /// Micro-credits by `what`: reserved, settled, released, abandoned, estimated, uncharged.
+    /// Micro-credits by `what`: reserved, settled, released, abandoned, estimated, uncharged, waived.
     pub credits: IntCounterVec,
     /// Answers whose last bytes left before their settle was acknowledged.
     pub unacknowledged_answers: IntCounter,
@@ -55,6 +55,14 @@ pub struct Metrics {
     pub dead_letters: IntCounter,
     /// Billing changes stored and not yet acknowledged by the ledger.
     pub pending_changes: IntGauge,
+    /// By `route` and `reason`: what would have been refused where payment is only tried out.
+    pub shadow_refusals: IntCounterVec,
+    /// By `signal`.
+    pub fraud_signals: IntCounterVec,
+    /// `action`: log, warn, hold, freeze.
+    pub fraud_actions: IntCounterVec,
+    /// `result`: applied, refused.
+    pub config_reloads: IntCounterVec,
     /// `result`: found, unknown, error.
     pub key_lookups: IntCounterVec,
     /// Tokens looked at anew; `result`: ok, unavailable, refused, or a [`TokenFault`](crate::identity::TokenFault)'s name.
@@ -182,6 +190,18 @@ impl Metrics {
             flushed_rows: make.counter("faregate_flushed_rows_total", "Usage rows written")?,
             dead_letters: make.counter("faregate_dead_letters_total", "Usage rows that could not be written")?,
             pending_changes: make.gauge("faregate_pending_changes", "Billing changes not yet in the ledger")?,
+            shadow_refusals: make.counters(
+                "faregate_shadow_refusals_total",
+                "Requests that would have been refused were payment enforced",
+                &["route", "reason"],
+            )?,
+            fraud_signals: make.counters("faregate_fraud_signals_total", "Fraud signals raised", &["signal"])?,
+            fraud_actions: make.counters("faregate_fraud_actions_total", "Actions against accounts", &["action"])?,
+            config_reloads: make.counters(
+                "faregate_config_reloads_total",
+                "Times that the settings were read again",
+                &["result"],
+            )?,
             key_lookups: make.counters("faregate_key_lookups_total", "Key look-ups in the store", &["result"])?,
             token_checks: make.counters("faregate_token_checks_total", "Access tokens checked anew", &["result"])?,
             jwks_fetches: make.counters("faregate_jwks_fetches_total", "Questions for issuers' keys", &["result"])?,

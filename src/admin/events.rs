@@ -103,8 +103,15 @@ pub(super) async fn replay(State(admin): State<Arc<Admin>>, Path(id): Path<Strin
     Ok(json(StatusCode::OK, &EventView { payload: None, ..EventView::from(row) }))
 }
 
-/// The operator has looked into a fraud warning: what was paid for is usable again.
+/// The operator has looked into it: signals of fraud no longer count, and what was held back or frozen because of them is
+/// usable again.
 pub(super) async fn unflag(State(admin): State<Arc<Admin>>, Named(user): Named) -> Result<Response, Problem> {
+    let undone = admin.fraud.clear(&user.id, OPERATOR).await?;
+    admin.identity.forget_user(&user.id);
+    let user = match undone {
+        Some(_) => admin.store.user(&user.id).await?.ok_or_else(Problem::internal)?,
+        None => user,
+    };
     for _ in 0..MAX_ROUNDS {
         let account = admin.store.billing_account(&user.id).await?;
         if !account.flagged {

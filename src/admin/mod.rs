@@ -5,7 +5,7 @@
 //! GET; DELETE `…/{key}`), `users/{id}/freeze` (POST, DELETE), `users/{id}/usage` (GET), and for service keys `keys`
 //! (POST, GET; DELETE `…/{key}`, which revokes any key), `usage` (GET); of billing `users/{id}/flag` (DELETE) and `events`
 //! (GET `events/{id}`, POST `events/{id}/replay`); `audit` (GET) and `audit/books` (GET; POST `…/repair`); `dead-letters`
-//! (GET); `reports/usage` and `reports/revenue` (GET); `users/{id}/billing-link` (POST) makes a link to the billing page.
+//! (GET); `reports/usage`, `reports/revenue`, `feedback`, `experiments`, `fraud` (GET); `users/{id}/billing-link` (POST) makes a link to the billing page.
 //! `/console` is for people.
 //!
 //! A change is stored first and then pushed into the ledger; when the answer leaves, it is live. Where the ledger does not
@@ -16,6 +16,9 @@ mod audit_log;
 mod console;
 mod dead_letters;
 mod events;
+mod experiments;
+mod feedback;
+mod fraud;
 mod freeze;
 mod grants;
 mod health;
@@ -44,9 +47,11 @@ use crate::api::openapi::Document;
 use crate::api::problem::Problem;
 use crate::bridge::Auditor;
 use crate::config::{Config, Secret};
+use crate::fraud::Fraud;
 use crate::identity::principal::AuthError;
 use crate::identity::{Identity, Onboard};
 use crate::ledger::{AccountId, SharedLedger};
+use crate::rollout::Current;
 use crate::store::{SharedStore, User};
 use crate::telemetry::Metrics;
 
@@ -66,8 +71,12 @@ pub struct AdminParts {
     pub pusher: Arc<dyn Onboard>,
     /// Proves the books.
     pub auditor: Arc<Auditor>,
+    /// Judges accounts.
+    pub fraud: Arc<Fraud>,
     pub identity: Arc<Identity>,
     pub config: Arc<Config>,
+    /// The settings as they are now.
+    pub current: Current,
     pub metrics: Metrics,
     /// Whoever sends it is the operator.
     pub token: Secret,
@@ -82,8 +91,10 @@ pub(crate) struct Admin {
     ledger: SharedLedger,
     pusher: Arc<dyn Onboard>,
     auditor: Arc<Auditor>,
+    fraud: Arc<Fraud>,
     identity: Arc<Identity>,
     config: Arc<Config>,
+    current: Current,
     metrics: Metrics,
     token: [u8; 32],
     console: console::Console,
@@ -104,8 +115,10 @@ pub fn router(parts: AdminParts) -> Router {
         ledger: parts.ledger,
         pusher: parts.pusher,
         auditor: parts.auditor,
+        fraud: parts.fraud,
         identity: parts.identity,
         config: parts.config,
+        current: parts.current,
         metrics: parts.metrics,
         token: Sha256::digest(parts.token.reveal().as_bytes()).into(),
         routes_ready: parts.routes_ready,
@@ -144,6 +157,9 @@ fn operator_routes() -> Listed<Arc<Admin>> {
         .route("/usage", get(usage::report))
         .route("/reports/usage", get(reports::usage))
         .route("/reports/revenue", get(reports::revenue))
+        .route("/feedback", get(feedback::list))
+        .route("/experiments", get(experiments::list))
+        .route("/fraud", get(fraud::list))
         .route("/audit", get(audit_log::list))
         .route("/audit/books", get(audit::books))
         .route("/audit/books/repair", post(audit::repair))

@@ -26,7 +26,7 @@ pub(super) async fn create(
     IdempotencyKey(key): IdempotencyKey,
     Json(body): Json<CreateUser>,
 ) -> Result<Response, Problem> {
-    let CreateUser { id, email, plan } = body;
+    let CreateUser { id, email, plan, signup } = body;
     let email = email.map(|Text(email)| email);
     let plan = plan.unwrap_or_else(|| DEFAULT_PLAN.to_owned());
     let Some(terms) = admin.config.plans.get(&plan) else {
@@ -53,6 +53,9 @@ pub(super) async fn create(
         admin.identity.forget_user(&user.id);
         admin.audit("user.create", Some(&user.id), &format!("plan {}", user.plan)).await;
         let mut view = UserView::from(user);
+        if let Some(signup) = signup {
+            admin.fraud.assess_signup(&view.id, &signup.into()).await?;
+        }
         view.pending = admin.pending(&view.id).await;
         let balance = balance(&admin.ledger, &admin.config, &view.id).await;
         // Without the ledger, what it will say once it has the change.

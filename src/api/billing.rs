@@ -14,8 +14,10 @@ use super::Api;
 use super::extract::{json, unreadable};
 use super::problem::Problem;
 use crate::billing::envelope;
+use crate::billing::terms::Terms;
 use crate::config::{Interval, Pack, Plan};
 use crate::credits::Credits;
+use crate::identity::principal::AuthError;
 use crate::store::billing::EventState;
 
 #[derive(Serialize)]
@@ -95,11 +97,28 @@ impl<'a> PackView<'a> {
     }
 }
 
-/// Open to whoever looks at prices.
-pub(crate) async fn plans(State(api): State<Arc<Api>>) -> Response {
-    let plans = api.catalog.plans().map(PlanView::new).collect();
+/// Open to whoever looks at prices; who sends credentials sees the terms that are theirs.
+pub(crate) async fn plans(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Response, Problem> {
+    let who = match api.identity.cached(&headers) {
+        Some(known) => known,
+        None => api.identity.authenticate(&headers).await,
+    };
+    let who = match who {
+        Err(AuthError::Missing) => None,
+        who => Some(who?),
+    };
+    let terms = Terms::new(api.store.clone(), api.current.clone());
+    let mut plans = Vec::new();
+    for (name, plan) in api.catalog.plans() {
+        let seen = match &who {
+            Some(who) => terms.of(&who.account, name).await?,
+            None => None,
+        };
+        let theirs = seen.and_then(|seen| api.catalog.variant(&seen)).unwrap_or(plan);
+        plans.push(PlanView::new((name, theirs)));
+    }
     let packs = api.catalog.packs().map(PackView::new).collect();
-    json(StatusCode::OK, &Offers { plans, packs })
+    Ok(json(StatusCode::OK, &Offers { plans, packs }))
 }
 
 #[derive(Serialize)]

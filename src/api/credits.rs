@@ -14,7 +14,7 @@ use super::idempotency::{Created, Once, fingerprint, once, record_key, replayed}
 use super::problem::Problem;
 use super::types::{Amount, Charged, Check, Deduct, Held, Release, Released, Reserve, Settle, Text, Time};
 use super::{Api, Caller, ask, refused};
-use crate::config::{Config, Plan};
+use crate::config::{Config, Mode, Plan};
 use crate::credits::Credits;
 use crate::identity::principal::Principal;
 use crate::ledger::{AccountId, Act, Answer, Balance, GrantKind, Kept, Micros, RecordId, RecordKey, SharedLedger};
@@ -121,10 +121,18 @@ pub(crate) async fn deduct(
     let print = fingerprint(&[&amount.to_string(), reason.as_deref().unwrap_or_default()]);
     let record = key.map(|key| record_key("deduct", account, &key, print));
     let usage = usage(&principal, request_id, client_id, reason).encode();
+    let mode = api.current.get().enforcement.mode_of(account);
+    if mode == Mode::Off {
+        return spared(&api, account, None).await;
+    }
     let answer = ask(&api.ledger, &api.config, account, Act::Charge { actual: amount, must: false, usage, record });
     let answer = answer.await?;
     api.balances.shown.invalidate(account).await;
     match answer {
+        Answer::Insufficient { .. } if mode == Mode::Shadow => {
+            spared(&api, account, Some("insufficient_credits")).await
+        }
+        Answer::Frozen if mode == Mode::Shadow => spared(&api, account, Some("forbidden")).await,
         Answer::Settled { charged, available } => Ok(json(StatusCode::OK, &Charged { charged, available })),
         Answer::Repeated(Kept::Charged { charged_micro, available_micro }) => {
             let body = Charged { charged: credits(charged_micro), available: credits(available_micro) };
@@ -133,6 +141,16 @@ pub(crate) async fn deduct(
         Answer::Insufficient { available, held } => Err(Problem::insufficient(amount, available, held)),
         other => Err(refused(other, account)),
     }
+}
+
+/// Nothing is charged, because payment is not enforced; `reason`: why it would have been refused.
+async fn spared(api: &Api, account: &AccountId, reason: Option<&str>) -> Result<Response, Problem> {
+    if let Some(reason) = reason {
+        api.metrics.shadow_refusals.with_label_values(&["api", reason]).inc();
+        tracing::info!(%account, outcome = reason, "a deduction would have been refused");
+    }
+    let balance = balance(&api.ledger, &api.config, account).await?;
+    Ok(json(StatusCode::OK, &Charged { charged: Credits::ZERO, available: balance.available }))
 }
 
 pub(crate) async fn reserve(

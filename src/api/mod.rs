@@ -5,7 +5,9 @@ pub mod billing;
 pub mod cors;
 pub mod credits;
 pub mod events;
+mod experiments;
 pub mod extract;
+pub(crate) mod feedback;
 pub mod frame;
 pub mod idempotency;
 pub(crate) mod keys;
@@ -40,6 +42,7 @@ use crate::identity::Identity;
 use crate::identity::principal::SharedPrincipal;
 use crate::ledger::{AccountId, Act, Answer, Op, SharedLedger};
 use crate::notify::hub::Hub;
+use crate::rollout::Current;
 use crate::store::SharedStore;
 use crate::telemetry::Metrics;
 
@@ -50,6 +53,8 @@ pub struct ApiParts {
     pub ledger: SharedLedger,
     pub identity: Arc<Identity>,
     pub config: Arc<Config>,
+    /// The settings as they are now.
+    pub current: Current,
     pub metrics: Metrics,
     /// `None` without a key of Stripe's.
     pub billing: Option<Arc<Billing>>,
@@ -63,6 +68,7 @@ pub(crate) struct Api {
     ledger: SharedLedger,
     identity: Arc<Identity>,
     config: Arc<Config>,
+    current: Current,
     metrics: Metrics,
     catalog: Catalog,
     billing: Option<Arc<Billing>>,
@@ -73,7 +79,7 @@ pub(crate) struct Api {
 
 /// The API under `config.api.prefix`, with a problem for every path that is not there.
 pub fn router(parts: ApiParts) -> Router {
-    let ApiParts { store, ledger, identity, config, metrics, billing, hub, tasks } = parts;
+    let ApiParts { store, ledger, identity, config, current, metrics, billing, hub, tasks } = parts;
     let cors = Arc::new(cors::Origins::new(&config.cors));
     let frame = frame::Frame {
         timeout: Duration::from_millis(config.api.timeout_ms),
@@ -87,7 +93,8 @@ pub fn router(parts: ApiParts) -> Router {
     let listed = routes(&config);
     let catalog = Catalog::new(config.clone());
     let balances = credits::Balances::new();
-    let api = Arc::new(Api { store, ledger, identity, config, metrics, catalog, billing, hub, tasks, balances });
+    let api =
+        Arc::new(Api { store, ledger, identity, config, current, metrics, catalog, billing, hub, tasks, balances });
     let document = openapi::Document::of_users(&prefix);
     let routes = listed.route("/openapi.json", get(async move || document.clone())).router();
     let routes = if prefix.is_empty() { routes } else { Router::new().nest(&prefix, routes) };
@@ -112,6 +119,8 @@ fn routes(config: &Config) -> Listed<Arc<Api>> {
         .route("/usage", get(usage::list))
         .route("/events", get(events::stream))
         .route("/notifications", get(notifications::list).patch(notifications::mark))
+        .route("/flags", get(experiments::flags))
+        .route("/feedback", post(feedback::create))
         .route("/plans", get(billing::plans))
         .route("/billing/checkout", post(subscription::checkout))
         .route("/billing/portal", post(subscription::portal))

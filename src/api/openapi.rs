@@ -13,12 +13,13 @@ use serde_json::{Map, Value, json};
 use super::problem::Problem;
 
 const COMMON: &str = include_str!("openapi/common.json");
-const USER: [&str; 5] = [
+const USER: [&str; 6] = [
     COMMON,
     include_str!("openapi/user.json"),
     include_str!("openapi/user-schemas.json"),
     include_str!("openapi/notify.json"),
     include_str!("openapi/proxy.json"),
+    include_str!("openapi/insight-user.json"),
 ];
 const ADMIN: [&str; 4] = [
     COMMON,

@@ -116,6 +116,28 @@ pub struct CreateUser {
     pub email: Option<Text<320>>,
     #[serde(default)]
     pub plan: Option<String>,
+    /// How the user came, where the product knows: fraud checks look at it.
+    #[serde(default)]
+    pub signup: Option<CreateSignup>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSignup {
+    #[serde(default)]
+    pub address: Option<std::net::IpAddr>,
+    /// 0 to 100.
+    #[serde(default)]
+    pub bot: Option<u8>,
+    #[serde(default)]
+    pub free_trial_abuse: Option<u8>,
+}
+
+impl From<CreateSignup> for crate::fraud::Signup {
+    fn from(signup: CreateSignup) -> crate::fraud::Signup {
+        let CreateSignup { address, bot, free_trial_abuse } = signup;
+        crate::fraud::Signup { address, bot, free_trial_abuse }
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -12,6 +12,7 @@ pub mod process;
 pub mod reconcile;
 pub mod signature;
 pub mod stripe;
+pub mod terms;
 pub mod topup;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use self::stripe::Client;
 use crate::bridge::Pusher;
 use crate::bridge::spenders::Spenders;
 use crate::config::Config;
+use crate::rollout::Current;
 use crate::store::SharedStore;
 use crate::telemetry::Metrics;
 
@@ -52,6 +54,8 @@ impl std::fmt::Debug for Billing {
 /// What billing works with.
 pub struct BillingParts {
     pub config: Arc<Config>,
+    /// The settings as they are now.
+    pub current: Current,
     pub store: SharedStore,
     pub pusher: Arc<Pusher>,
     /// Who spent just now.
@@ -65,13 +69,13 @@ pub struct BillingParts {
 impl Billing {
     /// `None` without a key. Calls nobody.
     pub fn new(parts: BillingParts) -> Option<Arc<Billing>> {
-        let BillingParts { config, store, pusher, spenders, metrics, tasks, stop } = parts;
+        let BillingParts { config, current, store, pusher, spenders, metrics, tasks, stop } = parts;
         let settings = &config.stripe;
         let client = Arc::new(Client::new(settings, metrics, tasks, stop)?);
         let catalog = Catalog::new(config.clone());
         let processor = Processor::new(store.clone(), client.clone(), catalog, Some(pusher), inbox::now);
         let processor = Arc::new(processor);
-        let desk = Desk::new(&config, store, client.clone(), processor.clone(), spenders);
+        let desk = Desk::new(&config, current, store, client.clone(), processor.clone(), spenders);
         Some(Arc::new(Billing {
             verifier: Verifier::new(&settings.webhook_secrets, settings.tolerance_ms),
             livemode: client.livemode(),

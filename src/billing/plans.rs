@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::config::{Config, Interval, Pack, PackPrice, Plan, PlanPrice};
+use super::terms::Seen;
+use crate::config::{Config, Interval, Pack, PackPrice, Plan, PlanPrice, Variant};
 
 /// The plan of users without a subscription.
 pub const FREE: &str = "free";
@@ -13,12 +14,16 @@ pub const FREE: &str = "free";
 pub struct Catalog {
     config: Arc<Config>,
     prices: HashMap<String, Place>,
+    /// Plans as the variants of experiments offer them, with their names.
+    variants: HashMap<Seen, (String, Plan)>,
 }
 
 #[derive(Debug, Clone)]
 enum Place {
     Plan(String, usize),
     Pack(String, usize),
+    /// Of a variant of an experiment.
+    Variant(Seen, usize),
 }
 
 /// A plan at one of its prices.
@@ -37,6 +42,11 @@ pub struct PackOffer<'a> {
     pub price: &'a PackPrice,
 }
 
+fn offered(plan: &Plan, variant: &Variant) -> Plan {
+    let prices = if variant.prices.is_empty() { plan.prices.clone() } else { variant.prices.clone() };
+    Plan { prices, credits: variant.credits.unwrap_or(plan.credits), ..plan.clone() }
+}
+
 impl Catalog {
     pub fn new(config: Arc<Config>) -> Catalog {
         let mut prices = HashMap::new();
@@ -48,7 +58,18 @@ impl Catalog {
             let place = |(index, price): (usize, &PackPrice)| (price.id.clone(), Place::Pack(name.clone(), index));
             prices.extend(pack.prices.iter().enumerate().map(place));
         }
-        Catalog { config, prices }
+        let mut variants = HashMap::new();
+        for (name, experiment) in &config.experiments {
+            let Some(plan) = config.plans.get(&experiment.plan) else { continue };
+            for variant in &experiment.variants {
+                let seen = (name.clone(), variant.name.clone());
+                let place =
+                    |(index, price): (usize, &PlanPrice)| (price.id.clone(), Place::Variant(seen.clone(), index));
+                prices.extend(variant.prices.iter().enumerate().map(place));
+                variants.insert(seen.clone(), (experiment.plan.clone(), offered(plan, variant)));
+            }
+        }
+        Catalog { config, prices, variants }
     }
 
     pub fn plan(&self, name: &str) -> Option<&Plan> {
@@ -61,9 +82,20 @@ impl Catalog {
 
     /// The plan that is sold at this price.
     pub fn plan_of_price(&self, price: &str) -> Option<PlanOffer<'_>> {
-        let Some(Place::Plan(name, index)) = self.prices.get(price) else { return None };
-        let plan = self.config.plans.get(name)?;
+        let (name, plan, index) = match self.prices.get(price)? {
+            Place::Plan(name, index) => (name, self.config.plans.get(name)?, index),
+            Place::Variant(seen, index) => {
+                let (name, plan) = self.variants.get(seen)?;
+                (name, plan, index)
+            }
+            Place::Pack(..) => return None,
+        };
         Some(PlanOffer { name, plan, price: plan.prices.get(*index)? })
+    }
+
+    /// A plan as the variant that a user has seen offers it.
+    pub fn variant(&self, seen: &Seen) -> Option<&Plan> {
+        self.variants.get(seen).map(|(_, plan)| plan)
     }
 
     /// The pack that is sold at this price.
@@ -73,9 +105,16 @@ impl Catalog {
         Some(PackOffer { name, pack, price: pack.prices.get(*index)? })
     }
 
-    /// A plan by name. Without a currency its first one.
-    pub fn plan_offer(&self, name: &str, currency: Option<&str>, interval: Interval) -> Option<PlanOffer<'_>> {
-        let (name, plan) = self.config.plans.get_key_value(name)?;
+    /// A plan by name, at the terms that the user has seen. Without a currency its first one.
+    pub fn plan_offer(
+        &self,
+        seen: Option<&Seen>,
+        name: &str,
+        currency: Option<&str>,
+        interval: Interval,
+    ) -> Option<PlanOffer<'_>> {
+        let (name, own) = self.config.plans.get_key_value(name)?;
+        let plan = seen.and_then(|seen| self.variant(seen)).unwrap_or(own);
         let fits =
             |price: &&PlanPrice| price.interval == interval && currency.is_none_or(|wanted| wanted == price.currency);
         Some(PlanOffer { name, plan, price: plan.prices.iter().find(fits)? })
@@ -101,7 +140,7 @@ impl Catalog {
 
     /// Every price, by id: what the settings say about it.
     pub fn prices(&self) -> impl Iterator<Item = Sold<'_>> {
-        let plans = self.config.plans.values().flat_map(|plan| &plan.prices).map(|price| Sold {
+        let plans = self.config.every_plan_price().map(|price| Sold {
             id: &price.id,
             currency: &price.currency,
             amount: price.amount,

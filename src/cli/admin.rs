@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::config::{Config, Secret};
 use crate::error::{Exit, Failure};
+use crate::rollout::Current;
 use crate::serve::backend::{Backend, BackendParts, Role};
 use crate::serve::data_dir::{self, DataDir};
 use crate::store;
@@ -71,7 +72,9 @@ impl Admin {
         let store = store.map_err(Failure::while_doing(Exit::Unavailable, "the store"))?;
         let config = Arc::new(config);
         let broken = CancellationToken::new();
-        let parts = BackendParts { config, store, admin_token: token.clone(), metrics, broken, role: Role::Command };
+        let current = Current::new(config.clone());
+        let parts =
+            BackendParts { config, current, store, admin_token: token.clone(), metrics, broken, role: Role::Command };
         let backend = Backend::open(parts).await?;
         Ok(Admin { token, way: Way::Local(Box::new(backend), directory) })
     }

@@ -38,6 +38,10 @@ impl Default for Config {
             traces: Traces::default(),
             metering: Metering::default(),
             cors: Cors::default(),
+            enforcement: Enforcement::default(),
+            flags: BTreeMap::new(),
+            experiments: BTreeMap::new(),
+            fraud: Fraud::default(),
             reports: Reports::default(),
             log: Log::default(),
         }
@@ -305,6 +309,58 @@ impl Default for Server {
 impl Default for Metering {
     fn default() -> Metering {
         Metering { bytes_per_token: 2, tokens_per_image: 2_000, extend_tokens: 512, max_answer_bytes: 16 * MIB }
+    }
+}
+
+impl Default for Enforcement {
+    fn default() -> Enforcement {
+        Enforcement { mode: Mode::On, percent: 100 }
+    }
+}
+
+impl Default for Flag {
+    fn default() -> Flag {
+        Flag { enabled: true, percent: 100, plans: Vec::new(), users: Vec::new() }
+    }
+}
+
+impl Default for Experiment {
+    fn default() -> Experiment {
+        Experiment { plan: String::new(), active: true, variants: Vec::new() }
+    }
+}
+
+impl Default for Variant {
+    fn default() -> Variant {
+        Variant { name: String::new(), weight: 1, prices: Vec::new(), credits: None }
+    }
+}
+
+impl Default for Fraud {
+    fn default() -> Fraud {
+        Fraud {
+            enabled: true,
+            interval_ms: 30_000,
+            warn_score: 30,
+            hold_score: 60,
+            freeze_score: 100,
+            block_bits_v4: 24,
+            block_bits_v6: 48,
+            burst_accounts: 5,
+            burst_minutes: 60,
+            burst_score: 40,
+            farmed_accounts: 3,
+            farmed_days: 30,
+            farmed_score: 60,
+            risk_from: 60,
+            risk_weight_percent: 100,
+            spending_factor: 20,
+            spending_minimum: Credits::whole(500),
+            spending_score: 40,
+            card_accounts: 3,
+            card_score: 60,
+            warning_score: 80,
+        }
     }
 }
 

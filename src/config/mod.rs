@@ -53,6 +53,10 @@ pub struct Config {
     pub traces: Traces,
     pub metering: Metering,
     pub cors: Cors,
+    pub enforcement: Enforcement,
+    pub flags: BTreeMap<String, Flag>,
+    pub experiments: BTreeMap<String, Experiment>,
+    pub fraud: Fraud,
     pub reports: Reports,
     pub log: Log,
 }
@@ -553,6 +557,145 @@ pub struct Cors {
     pub origins: Vec<String>,
 }
 
+/// How payment is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Nothing is metered or charged; callers are still authenticated.
+    Off,
+    /// Metered and charged as far as the balance goes, never into debt; what would have been refused is counted, and
+    /// nothing is refused.
+    Shadow,
+    On,
+}
+
+/// Whom payment is enforced for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Enforcement {
+    pub mode: Mode,
+    /// Of the users, always the same ones; the others get the next weaker mode.
+    pub percent: u32,
+}
+
+/// A feature that some users have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Flag {
+    pub enabled: bool,
+    /// Of the users on one of the plans, always the same ones.
+    pub percent: u32,
+    /// Empty: any plan.
+    pub plans: Vec<String>,
+    /// Users who have it whatever their plan.
+    pub users: Vec<String>,
+}
+
+/// Offers a plan to different users at different terms.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Experiment {
+    /// One that is sold.
+    pub plan: String,
+    /// Whether users who have not seen it yet get a variant.
+    pub active: bool,
+    pub variants: Vec<Variant>,
+}
+
+/// One of an experiment's terms. What a payment brings is known from its price alone, so credits of its own need
+/// prices of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Variant {
+    pub name: String,
+    /// Of the sum of all weights.
+    pub weight: u32,
+    /// Empty: the plan's own.
+    pub prices: Vec<PlanPrice>,
+    /// For each paid month; unset: the plan's own.
+    #[serde(
+        deserialize_with = "optional_credits",
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "show_optional"
+    )]
+    pub credits: Option<Credits>,
+}
+
+/// What is done against an account, the stronger the later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    Log,
+    Warn,
+    /// Free credits are held back.
+    Hold,
+    Freeze,
+}
+
+impl Action {
+    pub fn name(self) -> &'static str {
+        match self {
+            Action::Log => "log",
+            Action::Warn => "warn",
+            Action::Hold => "hold",
+            Action::Freeze => "freeze",
+        }
+    }
+
+    pub fn by_name(name: &str) -> Option<Action> {
+        [Action::Log, Action::Warn, Action::Hold, Action::Freeze].into_iter().find(|action| action.name() == name)
+    }
+}
+
+/// What speaks against accounts, by how much, and what follows. Scores are 0 to 100; a score of 0 turns its signal off, a
+/// limit of 0 its action.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fraud {
+    pub enabled: bool,
+    pub interval_ms: u64,
+    /// From which sum of an account's scores on.
+    pub warn_score: u32,
+    pub hold_score: u32,
+    pub freeze_score: u32,
+    /// Leading bits of an address that its block shares.
+    pub block_bits_v4: u32,
+    pub block_bits_v6: u32,
+    /// More accounts than this from one block within `burst_minutes`.
+    pub burst_accounts: u32,
+    pub burst_minutes: u32,
+    pub burst_score: u32,
+    /// So many accounts of the block, within `farmed_days`, used up what was free and never paid.
+    pub farmed_accounts: u32,
+    pub farmed_days: u32,
+    pub farmed_score: u32,
+    /// Stack Auth's risk scores from this on; so many percent of them count.
+    pub risk_from: u32,
+    pub risk_weight_percent: u32,
+    /// More than so many times the account's daily average, and at least the minimum.
+    pub spending_factor: u32,
+    #[serde(with = "crate::credits::setting")]
+    pub spending_minimum: Credits,
+    pub spending_score: u32,
+    /// More accounts than this pay with one card.
+    pub card_accounts: u32,
+    pub card_score: u32,
+    /// Stripe's early fraud warnings.
+    pub warning_score: u32,
+}
+
+impl Fraud {
+    /// What a sum of scores leads to.
+    pub fn action(&self, score: i64) -> Action {
+        let reaches = |limit: u32| limit > 0 && score >= i64::from(limit);
+        match () {
+            () if reaches(self.freeze_score) => Action::Freeze,
+            () if reaches(self.hold_score) => Action::Hold,
+            () if reaches(self.warn_score) => Action::Warn,
+            () => Action::Log,
+        }
+    }
+}
+
 /// What the operator's reports count as what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -663,9 +806,11 @@ impl Plan {
 }
 
 impl Config {
-    /// Every price at which a plan is sold.
+    /// Every price at which a plan is sold, those of experiments with them.
     pub fn every_plan_price(&self) -> impl Iterator<Item = &PlanPrice> {
-        self.plans.values().flat_map(|plan| &plan.prices)
+        let variants = self.experiments.values().flat_map(|experiment| &experiment.variants);
+        let plans = self.plans.values().flat_map(|plan| &plan.prices);
+        plans.chain(variants.flat_map(|variant| &variant.prices))
     }
 }
 

@@ -3,10 +3,11 @@
 mod billing;
 mod issuers;
 mod notify;
+mod rollout;
 
 use std::collections::BTreeMap;
 
-use super::{Config, Ledger, Plan, PostgresUrl, Price, RedisUrl, Route, UnknownModel, Upstream};
+use super::{Config, ConfigError, Ledger, Plan, PostgresUrl, Price, RedisUrl, Route, UnknownModel, Upstream};
 use crate::ledger::TOKENS_MAX;
 use crate::pricing::PriceList;
 
@@ -23,6 +24,15 @@ const MAX_DAYS: u32 = 36_525;
 const MAX_SHARDS: u32 = 256;
 /// The plan of users for whom none is named.
 const DEFAULT_PLAN: &str = "free";
+
+impl Config {
+    /// Whether all of it fits together, wherever it came from.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let problems = validate(self).into_iter().map(|(path, message)| format!("`{path}` {message}"));
+        let problems: Vec<String> = problems.collect();
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
+    }
+}
 
 /// What is wrong, as path and message.
 pub(super) fn validate(config: &Config) -> Vec<(String, String)> {
@@ -374,6 +384,7 @@ fn others(config: &Config, found: &mut Findings) {
             });
         found.check(right, "cors.origins", "must be origins such as https://app.example.com, or *");
     }
+    rollout::rollout(config, found);
     found.positive("reports.heavy_messages_per_day", config.reports.heavy_messages_per_day);
     let percent = (1..=99).contains(&config.reports.near_limit_percent);
     found.check(percent, "reports.near_limit_percent", "must be from 1 to 99");

@@ -18,7 +18,7 @@ use crate::credits::Credits;
 use crate::identity::budget::BudgetShare;
 use crate::identity::principal::SharedPrincipal;
 use crate::ledger::hold::{self, Ask, Hold};
-use crate::ledger::{AccountId, Act, Op, Reply, Status};
+use crate::ledger::{AccountId, Act, Limits, Op, Reply, Status};
 use crate::pricing::{Price, Tokens};
 use crate::telemetry::traces::{Seed, Span};
 use crate::usage::Usage;
@@ -34,6 +34,8 @@ pub(super) enum Pay {
     Free,
     /// The ledger is out of reach and the route lets it ride: charged when the ledger is back.
     Later(Uncharged),
+    /// Costs nothing, and the ledger, which would record it, is out of reach.
+    Unrecorded,
 }
 
 /// What was taken for a request, and what is said about it in the answer.
@@ -43,6 +45,14 @@ pub(super) struct Ticket {
     /// Of the key's own budget, where it has one.
     pub(super) share: Option<BudgetShare>,
     pub(super) fares: Option<Fares>,
+    /// Payment is only tried out: it takes what there is, and neither refuses nor leaves debt.
+    shadow: bool,
+}
+
+impl Ticket {
+    fn new(pay: Pay) -> Ticket {
+        Ticket { pay, share: None, fares: None, shadow: false }
+    }
 }
 
 /// Takes credits for a request, or says why not.
@@ -53,34 +63,13 @@ pub(super) async fn take(
     ask: Ask,
     request_id: Uuid,
 ) -> Result<Ticket, Refusal> {
-    let shared = worker.shared.identity.share_budget(principal, request_id, ask.amount, ask.floor);
-    // Boxed, and only where there is a budget: most keys have none.
-    let share = match principal.scope {
-        None => None,
-        Some(_) => Box::pin(shared).await.map_err(|refusal| Refusal::Budget { refusal, asked: ask.amount })?,
-    };
+    let share = share(worker, principal, &ask, request_id).await?;
     let amount = share.as_ref().map_or(ask.amount, |share| share.held().min(ask.amount));
-    let ask = Ask { amount, ..ask };
-    let asked = match worker.ledger.status_of(&principal.account) {
-        Status::Ready => {
-            let reserve = hold::reserve(&worker.ledger, &principal.account, ask);
-            let limit = Duration::from_millis(worker.shared.config.ledger.reserve_timeout_ms);
-            within(limit, reserve).await.unwrap_or(Err(hold::Refusal::Unavailable))
-        }
-        Status::Unavailable => Err(hold::Refusal::Unavailable),
-        Status::Backlogged => Err(hold::Refusal::Backlogged),
-    };
-    match asked {
-        Ok((hold, reserved)) => {
-            let held = hold.total();
-            let plan = worker.shared.config.plans.get(&*principal.plan);
-            let low = plan.is_some_and(|plan| reserved.available < plan.low_below());
-            let fares = Fares::new(&reserved, held, ask.limits, low);
-            Ok(Ticket { pay: Pay::Hold(hold), share, fares: Some(fares) })
-        }
+    match reserved(worker, principal, Ask { amount, ..ask }).await {
+        Ok(ticket) => Ok(Ticket { share, ..ticket }),
         Err(hold::Refusal::Unavailable) if route.settings.on_ledger_down == OnLedgerDown::Allow => {
             match route.uncharged() {
-                Some(leave) => Ok(Ticket { pay: Pay::Later(leave), share, fares: None }),
+                Some(leave) => Ok(Ticket { share, ..Ticket::new(Pay::Later(leave)) }),
                 None => Err(Refusal::Ledger { refusal: hold::Refusal::Unavailable, asked: ask.amount }),
             }
         }
@@ -91,6 +80,69 @@ pub(super) async fn take(
             Err(Refusal::Ledger { refusal, asked: ask.amount })
         }
     }
+}
+
+/// The share of the key's own budget; `None` where it has none.
+async fn share(
+    worker: &Worker,
+    principal: &SharedPrincipal,
+    ask: &Ask,
+    request_id: Uuid,
+) -> Result<Option<BudgetShare>, Refusal> {
+    // Boxed, and only where there is a budget: most keys have none.
+    if principal.scope.is_none() {
+        return Ok(None);
+    }
+    let share = worker.shared.identity.share_budget(principal, request_id, ask.amount, ask.floor);
+    Box::pin(share).await.map_err(|refusal| Refusal::Budget { refusal, asked: ask.amount })
+}
+
+async fn reserved(worker: &Worker, principal: &SharedPrincipal, ask: Ask) -> Result<Ticket, hold::Refusal> {
+    let (hold, reserved) = match worker.ledger.status_of(&principal.account) {
+        Status::Ready => {
+            let reserve = hold::reserve(&worker.ledger, &principal.account, ask);
+            let limit = Duration::from_millis(worker.shared.config.ledger.reserve_timeout_ms);
+            within(limit, reserve).await.unwrap_or(Err(hold::Refusal::Unavailable))?
+        }
+        Status::Unavailable => return Err(hold::Refusal::Unavailable),
+        Status::Backlogged => return Err(hold::Refusal::Backlogged),
+    };
+    let held = hold.total();
+    let plan = worker.shared.config.plans.get(&*principal.plan);
+    let low = plan.is_some_and(|plan| reserved.available < plan.low_below());
+    let fares = Fares::new(&reserved, held, ask.limits, low);
+    Ok(Ticket { fares: Some(fares), ..Ticket::new(Pay::Hold(hold)) })
+}
+
+/// Takes what [`take`] would, and where that is refused what there is: balances fall as they would have, never below
+/// nothing. Also answers the refusal that was spared.
+pub(super) async fn try_out(
+    worker: &Worker,
+    principal: &SharedPrincipal,
+    ask: Ask,
+    request_id: Uuid,
+) -> (Ticket, Option<Refusal>) {
+    let (share, spared) = match share(worker, principal, &ask, request_id).await {
+        Ok(share) => (share, None),
+        Err(refusal) => (None, Some(refusal)),
+    };
+    let (taken, refusal) = match reserved(worker, principal, ask).await {
+        Ok(ticket) => (Ok(ticket), None),
+        Err(refusal @ (hold::Refusal::Insufficient { .. } | hold::Refusal::Limited { .. })) => {
+            let whatever = Ask { floor: Credits::ZERO, limits: Limits::default(), ..ask };
+            (reserved(worker, principal, whatever).await, Some(refusal))
+        }
+        Err(refusal) => (Err(refusal), Some(refusal)),
+    };
+    let ticket = taken.unwrap_or_else(|_| unmetered(worker));
+    let refusal = refusal.map(|refusal| Refusal::Ledger { refusal, asked: ask.amount });
+    (Ticket { share, shadow: true, ..ticket }, spared.or(refusal))
+}
+
+/// A ticket that costs nothing, whatever the price; recorded where the ledger is there for it.
+pub(super) fn unmetered(worker: &Worker) -> Ticket {
+    let recorded = matches!(worker.ledger.status(), Status::Ready);
+    Ticket { shadow: true, ..Ticket::new(if recorded { Pay::Free } else { Pay::Unrecorded }) }
 }
 
 /// As tokio's timeout, which it becomes where the first poll leaves something to wait for: what answers at once, as a
@@ -108,7 +160,7 @@ async fn within<F: Future>(limit: Duration, future: F) -> Result<F::Output, toki
 /// takes one of the route's leaves: nothing may pile up without bound.
 pub(super) fn free(worker: &Worker, route: &Route) -> Result<Ticket, Refusal> {
     let refusal = match worker.ledger.status() {
-        Status::Ready => return Ok(Ticket { pay: Pay::Free, share: None, fares: None }),
+        Status::Ready => return Ok(Ticket::new(Pay::Free)),
         Status::Backlogged => hold::Refusal::Backlogged,
         Status::Unavailable => hold::Refusal::Unavailable,
     };
@@ -116,7 +168,7 @@ pub(super) fn free(worker: &Worker, route: &Route) -> Result<Ticket, Refusal> {
         && route.settings.on_ledger_down == OnLedgerDown::Allow
         && let Some(leave) = route.uncharged()
     {
-        return Ok(Ticket { pay: Pay::Later(leave), share: None, fares: None });
+        return Ok(Ticket::new(Pay::Later(leave)));
     }
     Err(Refusal::Ledger { refusal, asked: Credits::ZERO })
 }
@@ -141,6 +193,10 @@ pub(super) struct Fare {
     account: AccountId,
     pay: Option<Pay>,
     share: Option<BudgetShare>,
+    /// See [`Ticket`].
+    shadow: bool,
+    /// In shadow: the balance had nothing more for it, and is not asked again.
+    exhausted: bool,
     pub(super) fares: Option<Fares>,
     pub(super) price: Price,
     usage: Usage,
@@ -192,6 +248,8 @@ impl Fare {
             account: principal.account.clone(),
             pay: Some(ticket.pay),
             share: ticket.share,
+            shadow: ticket.shadow,
+            exhausted: false,
             fares: ticket.fares,
             price,
             usage,
@@ -213,8 +271,17 @@ impl Fare {
     /// What the request may cost before more must be reserved.
     pub(super) fn held(&self) -> Option<Credits> {
         match &self.pay {
-            Some(Pay::Hold(hold)) => Some(hold.total()),
+            Some(Pay::Hold(hold)) if !self.exhausted => Some(hold.total()),
             _ => None,
+        }
+    }
+
+    /// What of a cost is charged: where payment is only tried out, no more than is held.
+    pub(super) fn payable(&self, cost: Credits) -> Credits {
+        match &self.pay {
+            _ if !self.shadow => cost,
+            Some(Pay::Hold(hold)) => cost.min(hold.total()),
+            _ => Credits::ZERO,
         }
     }
 
@@ -243,14 +310,29 @@ impl Fare {
         if let Some(share) = &mut self.share {
             // What the ledger then refuses goes back to the budget when the request ends.
             let grown = tokio::time::timeout(limit, Box::pin(share.grow(more, floor))).await;
-            let Ok(Ok(grown)) = grown else { return false };
-            more = grown;
+            match grown {
+                Ok(Ok(grown)) => more = grown,
+                _ if self.shadow => {
+                    let reason = Outcome::CreditsExhausted.as_str();
+                    self.worker.would_refuse(self.usage.request_id, &self.route, reason, &"the key's budget is used up");
+                    self.share = None;
+                }
+                _ => return false,
+            }
         }
         match &mut self.pay {
             Some(Pay::Hold(hold)) => {
-                matches!(tokio::time::timeout(limit, hold.extend(more, floor)).await, Ok(Ok(_)))
+                let least = if self.shadow { Credits::ZERO } else { floor };
+                let got = tokio::time::timeout(limit, hold.extend(more, least)).await;
+                if self.shadow && !matches!(got, Ok(Ok(got)) if got >= floor) {
+                    self.exhausted = true;
+                    let reason = Outcome::CreditsExhausted.as_str();
+                    self.worker.would_refuse(self.usage.request_id, &self.route, reason, &"no more credits");
+                    return true;
+                }
+                matches!(got, Ok(Ok(_)))
             }
-            Some(Pay::Free | Pay::Later(_)) => true,
+            Some(Pay::Free | Pay::Later(_) | Pay::Unrecorded) => true,
             None => false,
         }
     }
@@ -271,9 +353,10 @@ impl Fare {
     /// Ends it. The settle is under way when this returns; the reply is its acknowledgement, and is there only when
     /// something was charged: nobody needs to wait for nothing.
     pub(super) fn finish(&mut self, end: End) -> Option<Reply> {
+        let cost = self.payable(end.cost);
         let pay = self.pay.take()?;
         if let Some(share) = self.share.take() {
-            share.settle(end.cost);
+            share.settle(cost);
         }
         self.route.count(end.outcome);
         let usage = self.usage(&end);
@@ -285,14 +368,16 @@ impl Fare {
         let tokens = end.tally.map_or(Tokens::default(), |tally| tally.tokens);
         let counters = &self.worker.counters;
         if end.tally.is_some_and(|tally| !tally.reported) {
-            counters.estimated.inc_by(end.cost.micro() as u64);
+            counters.estimated.inc_by(cost.micro() as u64);
         }
+        counters.waived.inc_by(end.cost.saturating_sub(cost).micro() as u64);
         let reply = match pay {
-            Pay::Hold(hold) => hold.settle(end.cost, tokens.input.saturating_add(tokens.output), usage),
-            Pay::Free => self.charge(end.cost, usage),
+            Pay::Hold(hold) => hold.settle(cost, tokens.input.saturating_add(tokens.output), usage),
+            Pay::Free => self.charge(cost, usage),
+            Pay::Unrecorded => return None,
             Pay::Later(leave) => {
-                counters.uncharged.inc_by(end.cost.micro() as u64);
-                let reply = self.charge(end.cost, usage);
+                counters.uncharged.inc_by(cost.micro() as u64);
+                let reply = self.charge(cost, usage);
                 // Nobody waits for a ledger that is out of reach; the leave ends when the charge has arrived.
                 self.worker.rides.spawn(async move {
                     let _ = reply.await;
@@ -301,7 +386,7 @@ impl Fare {
                 return None;
             }
         };
-        (!end.cost.is_zero()).then_some(reply)
+        (!cost.is_zero()).then_some(reply)
     }
 
     fn charge(&self, actual: Credits, usage: bytes::Bytes) -> Reply {

@@ -52,6 +52,8 @@ use crate::telemetry::Metrics;
 /// What the gateway is made of.
 pub struct GatewayParts {
     pub config: Arc<Config>,
+    /// The settings as they are now.
+    pub current: crate::rollout::Current,
     pub identity: Arc<Identity>,
     pub ledgers: Arc<dyn Connect>,
     pub metrics: Metrics,

@@ -33,9 +33,10 @@ use super::refusal::Refusal;
 use super::route::{self, Route};
 use super::upstream::Fault;
 use super::websocket;
-use crate::config::RouteKind;
+use crate::config::{Mode, RouteKind};
 use crate::credits::Credits;
 use crate::identity::principal::SharedPrincipal;
+use crate::ledger::hold::Ask;
 use crate::pricing::Price;
 use crate::telemetry::traces::Seed;
 
@@ -196,10 +197,84 @@ impl Passage {
     }
 }
 
+/// A request on its way to a fare, by how payment is taken of its user.
+struct Boarding<'a> {
+    passage: &'a Passage,
+    route: &'a Rc<Route>,
+    who: &'a SharedPrincipal,
+    mode: Mode,
+    head: &'a Parts,
+}
+
+impl Boarding<'_> {
+    /// When it is paid, and whether it is read. Without enforcement what has no price rides, too.
+    fn terms(&self, endpoint: meter::Endpoint) -> Result<(Terms, bool), Refusal> {
+        if self.mode == Mode::Off {
+            return Ok((Terms::Free, false));
+        }
+        Ok(self.spared(ask::terms(self.route, endpoint, self.who))?.unwrap_or((Terms::Free, false)))
+    }
+
+    fn free(&self) -> Result<Ticket, Refusal> {
+        match self.mode {
+            Mode::On => fare::free(&self.passage.worker, self.route),
+            Mode::Off | Mode::Shadow => Ok(fare::unmetered(&self.passage.worker)),
+        }
+    }
+
+    async fn take(&self, ask: Ask) -> Result<Ticket, Refusal> {
+        let worker = &self.passage.worker;
+        match self.mode {
+            Mode::On => fare::take(worker, self.route, self.who, ask, self.passage.id).await,
+            Mode::Off => Ok(fare::unmetered(worker)),
+            Mode::Shadow => {
+                let (ticket, refusal) = fare::try_out(worker, self.who, ask, self.passage.id).await;
+                if let Some(refusal) = refusal {
+                    self.would_refuse(&refusal);
+                }
+                Ok(ticket)
+            }
+        }
+    }
+
+    fn unmetered(&self) -> Box<Fare> {
+        let ticket = fare::unmetered(&self.passage.worker);
+        self.passage.fare(self.route, self.who, ticket, Price::flat(Credits::ZERO), self.head)
+    }
+
+    /// The fare by what the body says, and the output limit that it pays for.
+    async fn late(&self, inspection: &Inspection) -> Result<(Box<Fare>, Option<u64>), Refusal> {
+        let listed = if self.route.flat.is_none() { inspection.as_listed().map_err(Refusal::from) } else { Ok(()) };
+        let price = || self.route.prices.price(inspection.model.as_deref()).ok_or(Refusal::UnknownModel);
+        let Some(price) = self.spared(listed.and_then(|()| price()))? else { return Ok((self.unmetered(), None)) };
+        let ask = ask::metered(&price, inspection, self.route, self.who);
+        let ticket = self.take(ask).await?;
+        let fare = self.passage.fare(self.route, self.who, ticket, price, self.head);
+        let clamped = if self.mode == Mode::On { ask::clamp(&fare, ask, inspection)? } else { None };
+        Ok((fare, clamped))
+    }
+
+    /// A refusal that is only for payment's sake: `None`, counted, where payment is not enforced.
+    fn spared<T>(&self, result: Result<T, Refusal>) -> Result<Option<T>, Refusal> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(refusal) if self.mode == Mode::On => Err(refusal),
+            Err(refusal) => {
+                self.would_refuse(&refusal);
+                Ok(None)
+            }
+        }
+    }
+
+    fn would_refuse(&self, refusal: &Refusal) {
+        self.passage.worker.would_refuse(self.passage.id, self.route, refusal.outcome().as_str(), refusal);
+    }
+}
+
 /// The whole way of a request: what is refused, when it is paid, where it goes, how it is answered.
 async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<Response<Outgoing>, Refusal> {
     let worker = Rc::clone(&passage.worker);
-    let found = worker.routes.find(request.uri().path()).map(Rc::clone);
+    let found = worker.route(request.uri().path());
     passage.route.clone_from(&found);
     worker.shared.shed.check(passage.peer.address.ip()).map_err(Refusal::Shed)?;
     let route = found.ok_or(Refusal::NoRoute)?;
@@ -219,41 +294,35 @@ async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<R
     if body.size_hint().exact().is_some_and(|length| length > route.body.max_bytes as u64) {
         return Err(BodyFault::TooLarge.into());
     }
-    let (terms, read) = ask::terms(&route, endpoint, &who)?;
+    let mode = worker.enforcement.get().mode_of(&who.account);
+    let boarding = Boarding { passage, route: &route, who: &who, mode, head: &head };
+    let (terms, mut read) = boarding.terms(endpoint)?;
     let early = match terms {
-        Terms::Free => Some((fare::free(&worker, &route)?, Price::flat(Credits::ZERO))),
-        Terms::Early(price) => {
-            Some((fare::take(&worker, &route, &who, ask::flat(price, &who), passage.id).await?, price))
-        }
+        Terms::Free => Some((boarding.free()?, Price::flat(Credits::ZERO))),
+        Terms::Early(price) => Some((boarding.take(ask::flat(price, &who)).await?, price)),
         Terms::Late => None,
     };
     let early = early.map(|(ticket, price)| passage.fare(&route, &who, ticket, price, &head));
     let (payload, inspection) = if read {
         let bytes = read_body(body, &route).await?;
-        let inspection = Inspection::read(endpoint, &bytes, &worker.shared.config.metering)?;
-        if let Some(scope) = &who.scope
+        let inspected = Inspection::read(endpoint, &bytes, &worker.shared.config.metering);
+        let inspection = boarding.spared(inspected.map_err(Refusal::from))?;
+        // What a key may ask for is its owner's word, whether or not payment is enforced.
+        if let (Some(scope), Some(inspection)) = (&who.scope, &inspection)
             && !scope.allows(inspection.model.as_deref())
         {
             return Err(Refusal::ModelNotAllowed);
         }
-        (Payload::Whole(bytes), Some(inspection))
+        read = inspection.is_some();
+        (Payload::Whole(bytes), inspection)
     } else {
         (unread_body(body, &route).await?, None)
     };
     let (mut fare, clamped) = match (early, &inspection) {
         (Some(fare), _) => (fare, None),
-        (None, Some(inspection)) => {
-            if route.flat.is_none() {
-                inspection.as_listed()?;
-            }
-            let price = route.prices.price(inspection.model.as_deref()).ok_or(Refusal::UnknownModel)?;
-            let ask = ask::metered(&price, inspection, &route, &who);
-            let ticket = fare::take(&worker, &route, &who, ask, passage.id).await?;
-            let fare = passage.fare(&route, &who, ticket, price, &head);
-            let clamped = ask::clamp(&fare, ask, inspection)?;
-            (fare, clamped)
-        }
-        (None, None) => return Err(Refusal::Internal),
+        (None, Some(inspection)) => boarding.late(inspection).await?,
+        (None, None) if mode == Mode::On => return Err(Refusal::Internal),
+        (None, None) => (boarding.unmetered(), None),
     };
     let bodiless = head.method == Method::HEAD;
     let payload = edited(payload, inspection.as_ref(), clamped, &mut fare);

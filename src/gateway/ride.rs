@@ -159,7 +159,8 @@ impl Ride {
     fn settle_as(&mut self, outcome: Outcome, status: u16) -> (Credits, Option<Reply>) {
         self.fare.upstream_ended();
         let (cost, tally) = self.bill();
-        (cost, self.fare.finish(End { outcome, status, cost, tally }))
+        let payable = self.fare.payable(cost);
+        (payable, self.fare.finish(End { outcome, status, cost, tally }))
     }
 
     /// Pays for what was delivered of an answer that did not come to its end. An estimate never asks for more than is

@@ -21,7 +21,7 @@ use crate::telemetry::Metrics;
 const DEFAULT_UPSTREAM: &str = "default";
 
 /// A route, as all workers of the replica know it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub(super) name: String,
     pub(super) settings: config::Route,
@@ -29,7 +29,7 @@ pub(super) struct Plan {
     /// The price, where it is the same for every request.
     pub(super) flat: Option<Price>,
     pub(super) body: BodyLimits,
-    pub(super) budget: RetryBudget,
+    pub(super) budget: Arc<RetryBudget>,
     pub(super) requests: [IntCounter; Outcome::ALL.len()],
     pub(super) added_latency: Histogram,
     pub(super) retries: IntCounter,
@@ -55,6 +55,15 @@ impl Plan {
 
     pub(super) fn count(&self, outcome: Outcome) {
         self.requests[outcome as usize].inc();
+    }
+
+    /// The same route at the prices that the settings have for it now.
+    fn repriced(&self, config: &Config) -> Result<Plan, GatewayError> {
+        let price = config.routes.get(&self.name).map_or(&self.settings.price, |route| &route.price);
+        let unknown = || GatewayError::Unknown { route: self.name.clone(), what: price.clone() };
+        let prices = PriceList::new(config.prices.get(price).ok_or_else(unknown)?)?;
+        let settings = config::Route { price: price.clone(), ..self.settings.clone() };
+        Ok(Plan { flat: prices.flat(), prices, settings, ..self.clone() })
     }
 
     /// `None`: as many as the route allows are out already.
@@ -116,7 +125,7 @@ impl Network {
                 idle: Duration::from_millis(config.server.body_idle_timeout_ms),
                 total: Duration::from_millis(config.server.body_timeout_ms),
             },
-            budget: RetryBudget::new(settings.retry_budget_percent),
+            budget: Arc::new(RetryBudget::new(settings.retry_budget_percent)),
             requests,
             added_latency: metrics.added_latency.with_label_values(&[name]),
             retries: metrics.upstream_retries.with_label_values(&[name]),
@@ -165,6 +174,16 @@ impl Routes {
             Rc::new(Route { plan: Arc::clone(plan), upstreams: own })
         };
         Routes { routes: network.plans.iter().map(route).collect(), upstreams }
+    }
+
+    /// The same routes and upstreams at the prices of these settings.
+    pub(super) fn repriced(&self, config: &Config) -> Result<Routes, GatewayError> {
+        let route = |route: &Rc<Route>| {
+            let plan = Arc::new(route.plan.repriced(config)?);
+            Ok(Rc::new(Route { plan, upstreams: route.upstreams.clone() }))
+        };
+        let routes = self.routes.iter().map(route).collect::<Result<_, GatewayError>>()?;
+        Ok(Routes { routes, upstreams: self.upstreams.clone() })
     }
 
     /// The route with the longest prefix that the path has, by whole segments.

@@ -1,6 +1,6 @@
 //! A worker: a thread, its listener, its connections, and what its requests have in common.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -85,10 +85,15 @@ async fn serve(shared: &Arc<Shared>, listener: TcpListener, stop: &CancellationT
     let scratch = Scratch::new();
     let credits = |what: &str| shared.metrics.credits.with_label_values(&[what]);
     let worker = Rc::new(Worker {
-        routes: Routes::new(&shared.network, |target| {
+        routes: RefCell::new(Rc::new(Routes::new(&shared.network, |target| {
             Upstream::new(Arc::clone(target), wires.clone(), scratch.clone(), &shared.metrics)
-        }),
-        counters: Counters { estimated: credits("estimated"), uncharged: credits("uncharged") },
+        }))),
+        enforcement: Cell::new(shared.config.enforcement),
+        counters: Counters {
+            estimated: credits("estimated"),
+            uncharged: credits("uncharged"),
+            waived: credits("waived"),
+        },
         ids: Ids::new(),
         rides: LocalTasks::default(),
         closing: Cell::new(false),
@@ -99,10 +104,11 @@ async fn serve(shared: &Arc<Shared>, listener: TcpListener, stop: &CancellationT
     tokio::select! {
         () = accept(&worker, &listener, &connections, stop) => {}
         () = prune(&worker) => {}
+        () = follow(&worker) => {}
     }
     drop(listener);
     drain(&worker, &connections).await;
-    for upstream in worker.routes.upstreams() {
+    for upstream in worker.upstreams() {
         upstream.close();
     }
     wires.end().await;
@@ -134,12 +140,24 @@ async fn drain(worker: &Rc<Worker>, connections: &LocalTasks) {
     }
 }
 
+/// Takes every change of the settings over, between two requests: they read it without a lock.
+async fn follow(worker: &Worker) {
+    let mut changes = worker.shared.current.subscribe();
+    // What changed before this worker looked is a change too.
+    changes.mark_changed();
+    while changes.changed().await.is_ok() {
+        let config = changes.borrow_and_update().clone();
+        worker.adopt(&config);
+    }
+    std::future::pending().await
+}
+
 async fn prune(worker: &Worker) {
     let mut interval = tokio::time::interval(PRUNE_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        for upstream in worker.routes.upstreams() {
+        for upstream in worker.upstreams() {
             upstream.prune();
         }
     }

@@ -198,6 +198,11 @@ impl Cache {
         keys
     }
 
+    /// Everything kept is void.
+    pub(super) fn clear(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
     pub(super) fn forget_key(&self, hash: &KeyHash) {
         self.key_marks.spoil(hash);
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use http::HeaderMap;
+use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -72,7 +73,8 @@ impl Onboard for Pusher {
 pub struct Identity {
     pub(super) store: SharedStore,
     pub(super) metrics: Metrics,
-    plans: HashMap<String, PlanTerms>,
+    /// Replaced as a whole when limits change.
+    plans: RwLock<HashMap<String, PlanTerms>>,
     service: ServiceTerms,
     pub(super) issuers: Issuers,
     pub(super) sign_up: SignUpTerms,
@@ -104,6 +106,13 @@ pub(super) struct SignUpTerms {
     pub(super) credits: Credits,
 }
 
+fn terms(config: &Config) -> HashMap<String, PlanTerms> {
+    let terms = |(name, plan): (&String, &crate::config::Plan)| {
+        (name.clone(), PlanTerms { name: name.as_str().into(), limits: plan.limits() })
+    };
+    config.plans.iter().map(terms).collect()
+}
+
 impl Identity {
     pub fn new(
         store: SharedStore,
@@ -111,15 +120,12 @@ impl Identity {
         metrics: Metrics,
         onboard: Option<Arc<dyn Onboard>>,
     ) -> Arc<Identity> {
-        let terms = |(name, plan): (&String, &crate::config::Plan)| {
-            (name.clone(), PlanTerms { name: name.as_str().into(), limits: plan.limits() })
-        };
         let service_plan = config.plans.get(&config.service_keys.plan);
         let token_plan = config.plans.get(&config.tokens.plan);
         let flights = || (0..FLIGHTS).map(|_| Mutex::new(())).collect();
         Arc::new(Identity {
             store,
-            plans: config.plans.iter().map(terms).collect(),
+            plans: RwLock::new(terms(config)),
             service: ServiceTerms {
                 create_users: config.service_keys.create_users,
                 plan: config.service_keys.plan.clone(),
@@ -179,6 +185,12 @@ impl Identity {
         let looked_up = tokio::time::timeout(self.look_up_timeout, self.store.user(id)).await;
         let user = looked_up.map_err(|_| AuthError::Unavailable)?.map_err(|error| self.away(&error))?;
         self.principal(user.ok_or(AuthError::UnknownUser)?, SESSION_KEY.into(), CallerKind::Session, None)
+    }
+
+    /// Takes over the plans' limits: whoever was known by the old ones is looked up again.
+    pub fn set_plans(&self, config: &Config) {
+        *self.plans.write() = terms(config);
+        self.cache.clear();
     }
 
     /// Drops what was made from this key, on this replica, now.
@@ -395,11 +407,12 @@ impl Identity {
 
     /// A plan that left the configuration has the limits of the service keys' plan, not none.
     fn plan_terms(&self, plan: &str) -> PlanTerms {
-        if let Some(terms) = self.plans.get(plan) {
+        let plans = self.plans.read();
+        if let Some(terms) = plans.get(plan) {
             return terms.clone();
         }
         tracing::warn!(plan, "a user's plan is not configured");
-        let limits = self.plans.get(&self.service.plan).map_or_else(Limits::default, |terms| terms.limits);
+        let limits = plans.get(&self.service.plan).map_or_else(Limits::default, |terms| terms.limits);
         PlanTerms { name: plan.into(), limits }
     }
 

@@ -24,6 +24,7 @@ use crate::bridge::{
 };
 use crate::config::{Config, Secret};
 use crate::error::{Exit, Failure};
+use crate::fraud::Fraud;
 use crate::identity::Identity;
 use crate::ledger::embedded::EmbeddedLedger;
 use crate::ledger::redis::RedisLedger;
@@ -32,6 +33,7 @@ use crate::notify::hub::{Hub, HubParts};
 use crate::notify::outbox::Outbox;
 use crate::notify::webhook::Sender;
 use crate::page::{self, PageParts};
+use crate::rollout::Current;
 use crate::store::notifications::Thresholds;
 use crate::store::upkeep::Pruned;
 use crate::store::{Retention, SharedStore};
@@ -48,6 +50,8 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(600);
 /// What it is made of.
 pub struct BackendParts {
     pub config: Arc<Config>,
+    /// The settings as they are now.
+    pub current: Current,
     pub store: SharedStore,
     /// Of the operator's API.
     pub admin_token: Secret,
@@ -88,7 +92,7 @@ impl Backend {
     /// # Errors
     /// [`Exit::Unavailable`] when the ledger is out of reach or is not ours to use.
     pub async fn open(parts: BackendParts) -> Result<Backend, Failure> {
-        let BackendParts { config, store, admin_token, metrics, broken, role } = parts;
+        let BackendParts { config, current, store, admin_token, metrics, broken, role } = parts;
         let (sessions, flusher) = (Stage::new("ledger", &broken), Stage::new("flusher", &broken));
         let faces = Stage::new("control plane", &broken);
         let spenders = Arc::new(Spenders::default());
@@ -110,7 +114,7 @@ impl Backend {
         faces.spawn("upkeep", keep(store.clone(), Retention::of(&config.store), faces.stop.clone()));
         faces.spawn("usage sums", bridge::usage_sums::run(store.clone(), faces.stop.clone()));
         let billing = match role {
-            Role::Gateway => open_billing(&config, &store, &pusher, &spenders, &metrics, &faces),
+            Role::Gateway => open_billing(&config, &current, &store, &pusher, &spenders, &metrics, &faces),
             Role::Command => None,
         };
         store.set_thresholds(Thresholds::of(&config.plans));
@@ -120,11 +124,16 @@ impl Backend {
         let hub = open_hub(&config, &store, &ledger, &billing, &metrics);
         faces.spawn("event streams", hub.clone().follow(faces.stop.clone()));
         faces.spawn("callers of event streams", hub.clone().watch_callers(faces.stop.clone()));
+        let fraud = Fraud::new(store.clone(), pusher.clone(), current.clone(), metrics.clone());
+        if role == Role::Gateway {
+            faces.spawn("fraud", fraud.clone().run(faces.stop.clone()));
+        }
         let users_api = api::router(ApiParts {
             store: store.clone(),
             ledger: ledger.clone(),
             identity: identity.clone(),
             config: config.clone(),
+            current: current.clone(),
             metrics: metrics.clone(),
             billing,
             hub: hub.clone(),
@@ -152,8 +161,10 @@ impl Backend {
             store: store.clone(),
             ledger,
             pusher: pusher.clone(),
+            fraud,
             identity: identity.clone(),
             config,
+            current,
             metrics,
             token: admin_token,
             routes_ready: Arc::new(move || ready.load(Ordering::Acquire)),
@@ -291,6 +302,7 @@ impl Opening<'_> {
 /// Billing and its workers, where there is a key of Stripe's.
 fn open_billing(
     config: &Arc<Config>,
+    current: &Current,
     store: &SharedStore,
     pusher: &Arc<Pusher>,
     spenders: &Arc<Spenders>,
@@ -299,6 +311,7 @@ fn open_billing(
 ) -> Option<Arc<Billing>> {
     let billing = Billing::new(BillingParts {
         config: config.clone(),
+        current: current.clone(),
         store: store.clone(),
         pusher: pusher.clone(),
         spenders: spenders.clone(),

@@ -9,15 +9,46 @@ use tracing_subscriber::util::TryInitError;
 use super::Metrics;
 use crate::config::{Log, LogFormat};
 
+type Reload = Box<dyn Fn(EnvFilter) + Send + Sync>;
+
+/// From which level on the process logs, to be changed while it runs.
+pub struct LogLevel(Reload);
+
+impl std::fmt::Debug for LogLevel {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("LogLevel")
+    }
+}
+
+impl LogLevel {
+    /// The filter was validated; one that is not is passed over.
+    pub fn set(&self, level: &str) {
+        if let Ok(filter) = EnvFilter::try_new(level) {
+            (self.0)(filter);
+        }
+    }
+}
+
 /// Sends logs to standard error in the format and from the level that the settings say. Once a process.
-pub fn init(settings: &Log) -> Result<(), TryInitError> {
+pub fn init(settings: &Log) -> Result<LogLevel, TryInitError> {
     use tracing_subscriber::util::SubscriberInitExt;
     // The settings were validated: the filter parses.
     let filter = EnvFilter::try_new(&settings.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A filter that cannot be changed any more, because its subscriber is gone, stays as it is.
     match settings.format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).finish().try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
+        LogFormat::Text => {
+            let builder = builder.with_ansi(std::io::stderr().is_terminal()).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.finish().try_init()?;
+            Ok(LogLevel(Box::new(move |filter| drop(handle.reload(filter)))))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.finish().try_init()?;
+            Ok(LogLevel(Box::new(move |filter| drop(handle.reload(filter)))))
+        }
     }
 }
 

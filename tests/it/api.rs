@@ -1,6 +1,7 @@
 //! The credits API and the operator's API, through their routers.
 
 mod credits;
+mod fraud;
 mod input;
 mod insight;
 mod model;
@@ -54,6 +55,14 @@ on_every_ground! {
     insight::usage_reports_equal_the_raw_rows,
     insight::revenue_reports_equal_the_raw_rows,
     insight::the_audit_log_is_read_by_the_page,
+    insight::feedback_is_kept_bounded_and_read,
+    insight::experiments_are_sticky_and_reported_by_variant,
+    fraud::a_burst_of_sign_ups_is_caught_and_an_office_spared,
+    fraud::farmed_credits_are_held_and_customers_spared,
+    fraud::risk_scores_count_and_low_ones_do_not,
+    fraud::spending_beyond_ones_past_is_caught_and_a_big_customer_spared,
+    fraud::one_card_of_many_accounts_is_caught_and_a_couple_spared,
+    fraud::an_early_warning_counts_against_its_payer_alone,
     operator::users_are_made_with_their_plans_credits,
     operator::grants_are_live_when_the_answer_leaves_and_given_once,
     admission::a_revoked_key_is_refused_at_once_here_and_within_a_second_elsewhere,

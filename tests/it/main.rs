@@ -18,6 +18,7 @@ mod protocol;
 mod proxy;
 mod recovery;
 mod redis_ledger;
+mod rollout;
 mod smoke;
 mod store;
 mod support;

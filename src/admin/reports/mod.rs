@@ -86,7 +86,7 @@ fn credits(micro: i64) -> Result<Box<RawValue>, Problem> {
 }
 
 /// `part` of `all` in percent, to one decimal; `None` of nothing.
-fn percent(part: i64, all: i64) -> Result<Option<Box<RawValue>>, Problem> {
+pub(super) fn percent(part: i64, all: i64) -> Result<Option<Box<RawValue>>, Problem> {
     if all <= 0 {
         return Ok(None);
     }

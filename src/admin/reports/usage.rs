@@ -119,7 +119,8 @@ pub(in super::super) async fn usage(
 ) -> Result<Response, Problem> {
     let wanted = wanted(&uri, &headers)?;
     let complete = catch_up(&admin.store, None, CATCH_UP).await?;
-    let settings = &admin.config.reports;
+    let current = admin.current.get();
+    let settings = &current.reports;
     let days = i64::from(wanted.span.to - wanted.span.from);
     let asked = UsageAsked {
         span: wanted.span,

@@ -67,7 +67,7 @@ struct Priced {
 impl Desk {
     /// A page where the user pays. The same one for the same order while it is open; another order closes it first.
     pub async fn checkout(&self, user: &AccountId, order: &Order) -> Result<Page, DeskError> {
-        let priced = self.priced(order)?;
+        let priced = self.priced(user, order).await?;
         for _ in 0..MAX_ROUNDS {
             let account = self.store.billing_account(user).await?;
             if priced.kind == CheckoutKind::Plan && account.subscriptions.iter().any(|row| is_live(&row.status)) {
@@ -120,11 +120,12 @@ impl Desk {
         Ok(Page { id: made.id, url: made.url })
     }
 
-    fn priced(&self, order: &Order) -> Result<Priced, DeskError> {
+    async fn priced(&self, user: &AccountId, order: &Order) -> Result<Priced, DeskError> {
         let currency = order.currency.as_deref();
         match &order.what {
             What::Plan { name, interval } => {
-                let offer = self.catalog.plan_offer(name, currency, *interval);
+                let seen = self.terms.of(user, name).await?;
+                let offer = self.catalog.plan_offer(seen.as_ref(), name, currency, *interval);
                 let offer = offer.ok_or(DeskError::Unknown("no such plan is sold in this currency and interval"))?;
                 Ok(Priced {
                     kind: CheckoutKind::Plan,

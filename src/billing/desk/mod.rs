@@ -22,9 +22,11 @@ use super::process::Processor;
 use super::stripe::form::Form;
 use super::stripe::objects::Customer;
 use super::stripe::{Client, StripeError};
+use super::terms::Terms;
 use crate::bridge::spenders::Spenders;
 use crate::config::Config;
 use crate::ledger::AccountId;
+use crate::rollout::Current;
 use crate::store::billing::{BillingAccount, Decision, Effect, SubscriptionRow};
 use crate::store::{SharedStore, StoreError};
 
@@ -66,6 +68,7 @@ pub struct Desk {
     pub(super) store: SharedStore,
     pub(super) client: Arc<Client>,
     pub(super) catalog: Catalog,
+    pub terms: Terms,
     pub(super) processor: Arc<Processor>,
     pub(super) return_url: String,
     /// Told to listen when somebody asks for automatic top-ups.
@@ -75,13 +78,15 @@ pub struct Desk {
 impl Desk {
     pub fn new(
         config: &Arc<Config>,
+        current: Current,
         store: SharedStore,
         client: Arc<Client>,
         processor: Arc<Processor>,
         spenders: Arc<Spenders>,
     ) -> Desk {
         let catalog = Catalog::new(config.clone());
-        Desk { store, client, catalog, processor, return_url: config.stripe.return_url.clone(), spenders }
+        let terms = Terms::new(store.clone(), current);
+        Desk { store, client, catalog, terms, processor, return_url: config.stripe.return_url.clone(), spenders }
     }
 
     /// Sends a change under the key that is stored for it. `scope` names what is changed, and is the same whenever the

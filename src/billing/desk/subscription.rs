@@ -9,6 +9,7 @@ use crate::billing::plans::PlanOffer;
 use crate::billing::stripe::fetch::{Fetch, path};
 use crate::billing::stripe::form::Form;
 use crate::billing::stripe::objects::{Invoice, Subscription};
+use crate::billing::terms::Seen;
 use crate::config::Interval;
 use crate::ledger::AccountId;
 use crate::store::billing::SubscriptionRow;
@@ -53,7 +54,8 @@ impl Desk {
     /// Changes the plan: a dearer one at once, a cheaper one at the period's end.
     pub async fn change(&self, user: &AccountId, change: &Change) -> Result<When, DeskError> {
         let (_, row) = self.live(user).await?;
-        let offer = self.wanted(&row, change)?;
+        let seen = self.terms.of(user, &change.plan).await?;
+        let offer = self.wanted(seen.as_ref(), &row, change)?;
         self.release(&row).await?;
         let when = self.when(&row, &offer);
         match when {
@@ -68,7 +70,8 @@ impl Desk {
     /// What the change would cost, by Stripe's own reckoning.
     pub async fn preview(&self, user: &AccountId, change: &Change) -> Result<Preview, DeskError> {
         let (account, row) = self.live(user).await?;
-        let offer = self.wanted(&row, change)?;
+        let seen = self.terms.of(user, &change.plan).await?;
+        let offer = self.wanted(seen.as_ref(), &row, change)?;
         let when = self.when(&row, &offer);
         let currency = offer.price.currency.clone();
         if when == When::PeriodEnd || offer.price.id == row.price {
@@ -117,10 +120,15 @@ impl Desk {
         self.look(&row.id).await
     }
 
-    fn wanted<'a>(&'a self, row: &SubscriptionRow, change: &Change) -> Result<PlanOffer<'a>, DeskError> {
+    fn wanted<'a>(
+        &'a self,
+        seen: Option<&Seen>,
+        row: &SubscriptionRow,
+        change: &Change,
+    ) -> Result<PlanOffer<'a>, DeskError> {
         let now = self.catalog.plan_of_price(&row.price).map(|offer| offer.price.interval);
         let interval = change.interval.or(now).unwrap_or(Interval::Month);
-        let offer = self.catalog.plan_offer(&change.plan, Some(&row.currency), interval);
+        let offer = self.catalog.plan_offer(seen, &change.plan, Some(&row.currency), interval);
         offer.ok_or(DeskError::Unknown("no such plan is sold in the subscription's currency and this interval"))
     }
 

@@ -19,6 +19,14 @@ pub(super) fn billing(config: &Config, found: &mut Findings) {
     for (name, plan) in &config.plans {
         self::plan(&format!("plans.{name}"), plan, &mut ids, found);
     }
+    for (name, experiment) in &config.experiments {
+        for (index, variant) in experiment.variants.iter().enumerate() {
+            let path = format!("experiments.{name}.variants.{index}");
+            let credits = variant.credits.or_else(|| Some(config.plans.get(&experiment.plan)?.credits));
+            let (credits, prices) = (credits.unwrap_or_default(), variant.prices.clone());
+            self::plan(&path, &Plan { credits, prices, ..Plan::default() }, &mut ids, found);
+        }
+    }
     for (name, pack) in &config.packs {
         self::pack(&format!("packs.{name}"), pack, &mut ids, found);
     }

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use faregate::config::{Config, Experiment, Plan, PlanPrice, Variant};
+use faregate::credits::Credits;
 use faregate::store::SharedStore;
 use faregate::store::questions::{Question, Row, Value, int, text, time};
 use http::{Method, StatusCode};
@@ -20,6 +22,18 @@ const HEAVY: i64 = 1;
 const PLANS: [&str; 3] = ["free", "none", "tight"];
 /// A client chooses what looks like a formula.
 const MODELS: [&str; 5] = ["", "=HYPERLINK(\"x\")", "claude-3", "gpt-4o", "o3, mini"];
+
+/// A plan that is sold, at one of two prices.
+pub(crate) fn trial(config: &mut Config) {
+    let price = |id: &str, amount| PlanPrice { id: id.into(), amount, ..PlanPrice::default() };
+    let pro = Plan { credits: Credits::whole(1_000), prices: vec![price("price_own", 2_000)], ..Plan::default() };
+    config.plans.insert("pro".into(), pro);
+    let control = Variant { name: "control".into(), ..Variant::default() };
+    let (prices, credits) = (vec![price("price_less", 1_500)], Some(Credits::whole(800)));
+    let cheaper = Variant { name: "cheaper".into(), prices, credits, ..Variant::default() };
+    let experiment = Experiment { plan: "pro".into(), variants: vec![control, cheaper], ..Experiment::default() };
+    config.experiments.insert("pro_price".into(), experiment);
+}
 
 /// The same numbers in every run.
 struct Dice(u64);
@@ -147,7 +161,7 @@ impl Sums {
 }
 
 fn micro(value: &Json) -> i64 {
-    value.to_string().parse::<faregate::credits::Credits>().unwrap().micro()
+    value.to_string().parse::<Credits>().unwrap().micro()
 }
 
 fn date(day: u64) -> String {
@@ -447,4 +461,104 @@ pub(super) async fn the_audit_log_is_read_by_the_page(ground: &Ground) {
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{bad}");
     }
     assert_eq!(rig.open(Method::GET, "/admin/v1/audit").send().await.status, StatusCode::UNAUTHORIZED);
+}
+
+pub(super) async fn feedback_is_kept_bounded_and_read(ground: &Ground) {
+    let rig = ground.replica();
+    let (ann, bob) = (rig.user("ann", "1").await, rig.user("bob", "1").await);
+    let say = async |key: &str, body: Json| rig.api(Method::POST, "/api/feedback", key).json(&body).send().await;
+    let said =
+        say(&ann, serde_json::json!({"message": " It works.\nMostly. ", "rating": 4, "category": "praise"})).await;
+    assert_eq!(said.status, StatusCode::CREATED, "{}", said.text());
+    for bad in [
+        serde_json::json!({"message": ""}),
+        serde_json::json!({"message": "x".repeat(4_001)}),
+        serde_json::json!({"message": "\u{0}"}),
+        serde_json::json!({"message": "x", "rating": 6}),
+        serde_json::json!({"message": "x", "category": "spam"}),
+        serde_json::json!({"message": "x", "request_id": "x"}),
+        serde_json::json!({"message": "x", "user": "bob"}),
+    ] {
+        assert_eq!(say(&ann, bad.clone()).await.status, StatusCode::BAD_REQUEST, "{bad}");
+    }
+    assert_eq!(say("", serde_json::json!({"message": "x"})).await.status, StatusCode::UNAUTHORIZED);
+    // All at once: ten an hour is ten, with the one above.
+    let bodies = (0..20).map(|number| serde_json::json!({"message": format!("again {number}")}));
+    let answers = futures_util::future::join_all(bodies.map(|body| say(&ann, body))).await;
+    let count = |status: StatusCode| answers.iter().filter(|answer| answer.status == status).count();
+    assert_eq!((count(StatusCode::CREATED), count(StatusCode::TOO_MANY_REQUESTS)), (9, 11));
+    // Another user is not held to it, and a repetition is kept once.
+    for _ in 0..2 {
+        let ask = rig.api(Method::POST, "/api/feedback", &bob).header("idempotency-key", "k1");
+        assert_eq!(ask.json(&serde_json::json!({"message": "once"})).send().await.status, StatusCode::CREATED);
+    }
+    let read = async |query: &str| {
+        let answer = rig.admin(Method::GET, &format!("/admin/v1/feedback{query}")).send().await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+        answer.json()
+    };
+    assert_eq!(read("?user=bob").await["data"].as_array().unwrap().len(), 1);
+    let praise = read("?category=praise").await;
+    assert_eq!(
+        (&praise["data"][0]["message"], &praise["data"][0]["rating"]),
+        (&"It works.\nMostly.".into(), &4.into())
+    );
+    let (mut seen, mut cursor) = (BTreeSet::new(), String::new());
+    loop {
+        let page = read(&format!("?limit=4&cursor={cursor}")).await;
+        seen.extend(page["data"].as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap().to_owned()));
+        match page["next"].as_str() {
+            Some(next) => cursor = next.to_owned(),
+            None => break,
+        }
+    }
+    assert_eq!(seen.len(), 11);
+    assert_eq!(rig.admin(Method::GET, "/admin/v1/feedback?cursor=x").send().await.status, StatusCode::BAD_REQUEST);
+}
+
+/// Issue 5, point 7: sticky per user, reported by variant with conversion and revenue.
+pub(super) async fn experiments_are_sticky_and_reported_by_variant(ground: &Ground) {
+    let (rig, other) = (ground.replica(), ground.replica());
+    let mut seen: BTreeMap<String, i64> = BTreeMap::new();
+    let price = async |rig: &Rig, key: &str| {
+        let plans = rig.api(Method::GET, "/api/plans", key).send().await;
+        assert_eq!(plans.status, StatusCode::OK, "{}", plans.text());
+        let plan = plans.json()["plans"].as_array().unwrap().iter().find(|plan| plan["name"] == "pro").unwrap().clone();
+        (plan["prices"][0]["amount"].as_i64().unwrap(), plan["credits"].as_i64().unwrap())
+    };
+    for number in 0..12 {
+        let name = format!("x{number}");
+        let key = rig.user(&name, "0").await;
+        let (amount, credits) = price(&rig, &key).await;
+        assert_eq!(credits, if amount == 1_500 { 800 } else { 1_000 });
+        // On another replica and again: the same.
+        assert_eq!(price(&other, &key).await, (amount, credits));
+        seen.insert(name, amount);
+    }
+    assert_eq!(price(&rig, "").await, (2_000, 1_000), "who sends no key sees the plan's own");
+    let cheap: Vec<&String> = seen.iter().filter(|(_, amount)| **amount == 1_500).map(|(name, _)| name).collect();
+    assert!(!cheap.is_empty() && cheap.len() < seen.len(), "{seen:?}");
+    // Two of the cheap ones pay, one of them twice; a payment from before does not count, nor a pack.
+    let later = now() + 1_000_000;
+    buy(&ground.store, cheap[0], "inv:a", 1_500, 0, later, "period").await;
+    buy(&ground.store, cheap[0], "inv:b", 1_500, 500, later, "period").await;
+    buy(&ground.store, cheap[0], "inv:c", 700, 0, later, "pack").await;
+    let control = seen.iter().find(|(_, amount)| **amount == 2_000).unwrap().0;
+    buy(&ground.store, control, "inv:d", 2_000, 0, 1_000_000, "period").await;
+    let told = rig.admin(Method::GET, "/admin/v1/experiments").send().await;
+    assert_eq!(told.status, StatusCode::OK, "{}", told.text());
+    let told = told.json();
+    let experiment = &told["data"][0];
+    assert_eq!((&experiment["name"], &experiment["plan"]), (&"pro_price".into(), &"pro".into()));
+    let variant = |name: &str| {
+        let variants = experiment["variants"].as_array().unwrap();
+        variants.iter().find(|variant| variant["name"] == name).unwrap().clone()
+    };
+    let (own, less) = (variant("control"), variant("cheaper"));
+    assert_eq!((&own["users"], &own["converted"]), (&(seen.len() - cheap.len()).into(), &0.into()));
+    assert_eq!((&less["users"], &less["converted"]), (&cheap.len().into(), &1.into()));
+    let expected =
+        serde_json::json!([{"currency": "usd", "purchases": 2, "amount": 3_000, "refunded": 500, "net": 2_500}]);
+    assert_eq!(less["revenue"], expected);
+    assert_eq!(own["revenue"], serde_json::json!([]));
 }

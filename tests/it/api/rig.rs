@@ -15,11 +15,13 @@ use faregate::billing::plans::Catalog;
 use faregate::billing::{Billing, BillingParts};
 use faregate::bridge::{self, Auditor, EventLog, Pusher, RedisEvents, StoreEpochs, StoreSource};
 use faregate::config::{Config, Plan, Secret};
+use faregate::fraud::Fraud;
 use faregate::identity::Identity;
 use faregate::ledger::embedded::EmbeddedLedger;
 use faregate::ledger::redis::RedisLedger;
 use faregate::ledger::{Connect, SharedLedger};
 use faregate::notify::hub::{Hub, HubParts};
+use faregate::rollout::Current;
 use faregate::store::notifications::Thresholds;
 use faregate::store::{self, SharedStore};
 use faregate::telemetry::Metrics;
@@ -57,6 +59,7 @@ enum Ledgers {
 #[derive(Clone)]
 pub(crate) struct Rig {
     pub(crate) store: SharedStore,
+    pub(crate) fraud: Arc<Fraud>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) ledger: SharedLedger,
     pub(crate) metrics: Metrics,
@@ -72,6 +75,8 @@ pub(crate) fn settings() -> Config {
     config.plans.insert("tight".into(), tight);
     config.plans.insert("none".into(), Plan::default());
     config.reports.heavy_messages_per_day = 1;
+    super::fraud::strict(&mut config);
+    super::insight::trial(&mut config);
     config.cors.origins = vec!["https://app.example".into()];
     config
 }
@@ -154,8 +159,10 @@ impl Ground {
         self.tasks.spawn(identity.clone().run(self.stop.clone()));
         let routes_ready = Arc::new(AtomicBool::new(true));
         let ready = routes_ready.clone();
+        let current = Current::new(self.config.clone());
         let billing = Billing::new(BillingParts {
             config: self.config.clone(),
+            current: current.clone(),
             store: store.clone(),
             pusher: pusher.clone(),
             spenders: Default::default(),
@@ -181,24 +188,28 @@ impl Ground {
             ledger: ledger.clone(),
             identity: identity.clone(),
             config: self.config.clone(),
+            current: current.clone(),
             metrics: metrics.clone(),
             billing: billing.clone(),
             hub: hub.clone(),
             tasks: self.tasks.clone(),
         });
+        let fraud = Fraud::new(store.clone(), pusher.clone(), current.clone(), metrics.clone());
         let admin = admin::router(AdminParts {
             auditor: Auditor::new(store.clone(), ledger.clone(), None),
             store: store.clone(),
             ledger: ledger.clone(),
+            fraud: fraud.clone(),
             pusher,
             identity: identity.clone(),
             config: self.config.clone(),
+            current: current.clone(),
             metrics: metrics.clone(),
             token: Secret::new(TOKEN),
             routes_ready: Arc::new(move || ready.load(Ordering::SeqCst)),
             tasks: self.tasks.clone(),
         });
-        Rig { store, identity, ledger, metrics, routes_ready, hub, api, admin }
+        Rig { store, fraud, identity, ledger, metrics, routes_ready, hub, api, admin }
     }
 }
 

@@ -49,6 +49,7 @@ async fn what_no_webhook_told_is_found() {
     let processor = Arc::new(processor);
     let desk = faregate::billing::desk::Desk::new(
         &config,
+        faregate::rollout::Current::new(config.clone()),
         store.clone(),
         client.clone(),
         processor.clone(),

@@ -13,6 +13,7 @@ use faregate::identity::Identity;
 use faregate::identity::keys::{NewKey, new_key_id};
 use faregate::ledger::embedded::EmbeddedLedger;
 use faregate::ledger::{AccountId, Act, Answer, Balance, Connect, Limits, Op, SharedLedger};
+use faregate::rollout::Current;
 use faregate::store::{KeyKind, NewUser, PageRequest, SharedStore, UsageRow};
 use faregate::telemetry::Metrics;
 use tokio::runtime::Runtime;
@@ -94,7 +95,8 @@ impl Rig {
         runtime.spawn(identity.clone().run(later.clone()));
         let api = axum::Router::new().route("/api/ping", axum::routing::get(|| async { "pong" }));
         let ledgers = between(embedded);
-        let parts = GatewayParts { config, identity, ledgers, metrics: metrics.clone(), api };
+        let current = Current::new(config.clone());
+        let parts = GatewayParts { config, current, identity, ledgers, metrics: metrics.clone(), api };
         let mut gateway = Gateway::new(parts).unwrap();
         let addr = gateway.bind().unwrap();
         let gateway = Some(runtime.spawn(gateway.run(stop.clone())));

@@ -1,0 +1,224 @@
+//! The settings, read again while the process runs: at SIGHUP, and when the file has changed. A file with a mistake in it
+//! changes nothing; what cannot change without a restart is named in the log.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+use tokio::signal::unix::Signal;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, ConfigError};
+use crate::identity::Identity;
+use crate::rollout::Current;
+use crate::telemetry::{LogLevel, Metrics};
+
+/// How often the file is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Names of changed settings that are told at once.
+const MAX_TOLD: usize = 50;
+
+/// What reads the settings again.
+pub(super) struct Reloader {
+    pub(super) file: Option<PathBuf>,
+    /// As the file and the environment had it last, without what the start added.
+    pub(super) loaded: Config,
+    pub(super) current: Current,
+    pub(super) identity: Arc<Identity>,
+    pub(super) log: LogLevel,
+    pub(super) metrics: Metrics,
+}
+
+/// Tells one content of a file from another, without reading it.
+type Stamp = Option<(u64, u64, Option<SystemTime>)>;
+
+/// What came of reading the settings again.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    applied: Vec<String>,
+    /// Settings that changed and wait for a restart.
+    waiting: Vec<String>,
+}
+
+impl Reloader {
+    /// Until `stop`.
+    pub(super) async fn run(mut self, mut hangup: Signal, stop: CancellationToken) {
+        let mut seen = self.stamp();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = hangup.recv() => {}
+                () = tokio::time::sleep(WATCH_INTERVAL) => {
+                    let now = self.stamp();
+                    // A file that is away is being replaced.
+                    if now.is_none() || now == seen {
+                        continue;
+                    }
+                }
+            }
+            seen = self.stamp();
+            self.reload();
+        }
+    }
+
+    fn stamp(&self) -> Stamp {
+        let metadata = std::fs::metadata(self.file.as_ref()?).ok()?;
+        Some((metadata.ino(), metadata.len(), metadata.modified().ok()))
+    }
+
+    fn reload(&mut self) {
+        let reloads = self.metrics.config_reloads.clone();
+        let count = |result: &str| reloads.with_label_values(&[result]).inc();
+        match self.load().and_then(|fresh| self.apply(fresh)) {
+            Ok(Outcome { applied, waiting }) => {
+                count("applied");
+                tracing::info!(applied = told(&applied), "the settings were read again");
+                if !waiting.is_empty() {
+                    tracing::warn!(settings = told(&waiting), "these settings changed too: they wait for a restart");
+                }
+            }
+            Err(error) => {
+                count("refused");
+                tracing::error!(%error, "the settings were not read again: those of before go on");
+            }
+        }
+    }
+
+    fn load(&self) -> Result<Config, ConfigError> {
+        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+        };
+        Config::load(self.file.as_deref(), std::env::vars_os().filter_map(text))
+    }
+
+    fn apply(&mut self, fresh: Config) -> Result<Outcome, ConfigError> {
+        let running = self.current.get();
+        let next = with_live_settings(&running, &fresh);
+        // The new live settings must fit the old ones that stay.
+        next.check()?;
+        let outcome = outcome(&self.loaded, &fresh);
+        self.log.set(&next.log.level);
+        self.identity.set_plans(&next);
+        self.current.replace(Arc::new(next));
+        self.loaded = fresh;
+        Ok(outcome)
+    }
+}
+
+fn told(names: &[String]) -> String {
+    let more = if names.len() > MAX_TOLD { ", …" } else { "" };
+    format!("{}{more}", names[..names.len().min(MAX_TOLD)].join(", "))
+}
+
+/// `running` with what may change taken from `fresh`.
+fn with_live_settings(running: &Config, fresh: &Config) -> Config {
+    let mut next = running.clone();
+    next.enforcement = fresh.enforcement;
+    next.flags.clone_from(&fresh.flags);
+    next.reports.clone_from(&fresh.reports);
+    next.fraud.clone_from(&fresh.fraud);
+    next.log.level.clone_from(&fresh.log.level);
+    for (name, plan) in &mut next.plans {
+        if let Some(new) = fresh.plans.get(name) {
+            plan.requests_per_minute = new.requests_per_minute;
+            plan.tokens_per_minute = new.tokens_per_minute;
+            plan.concurrency = new.concurrency;
+        }
+    }
+    for (name, experiment) in &mut next.experiments {
+        let Some(new) = fresh.experiments.get(name) else { continue };
+        experiment.active = new.active;
+        for variant in &mut experiment.variants {
+            if let Some(new) = new.variant(&variant.name) {
+                variant.weight = new.weight;
+            }
+        }
+    }
+    next.prices.clone_from(&fresh.prices);
+    for (name, route) in &mut next.routes {
+        if let Some(new) = fresh.routes.get(name) {
+            route.price.clone_from(&new.price);
+        }
+    }
+    next
+}
+
+/// Which settings changed between two readings, by what that takes.
+fn outcome(before: &Config, after: &Config) -> Outcome {
+    let live = with_live_settings(before, after);
+    let applied = changed(before, &live);
+    let mut waiting = changed(&live, after);
+    // What is not shown has changed: a secret, or an address that may carry one.
+    if waiting.is_empty() && live != *after {
+        waiting.push("a secret".to_owned());
+    }
+    Outcome { applied, waiting }
+}
+
+fn changed(before: &Config, after: &Config) -> Vec<String> {
+    let tree = |config: &Config| serde_json::to_value(config).unwrap_or_default();
+    let mut names = Vec::new();
+    differences("", &tree(before), &tree(after), &mut names);
+    names
+}
+
+/// Paths of what differs; never values, which may be secrets.
+fn differences(path: &str, before: &Value, after: &Value, names: &mut Vec<String>) {
+    let within = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    match (before, after) {
+        (Value::Object(before), Value::Object(after)) => {
+            for (name, old) in before {
+                differences(&within(name), old, after.get(name).unwrap_or(&Value::Null), names);
+            }
+            let added = after.keys().filter(|name| !before.contains_key(*name));
+            names.extend(added.map(|name| within(name)));
+        }
+        (before, after) if before != after => names.push(path.to_owned()),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Mode, Secret};
+
+    #[test]
+    fn what_is_live_is_applied_and_the_rest_is_named() {
+        let before = Config::default();
+        let mut after = before.clone();
+        after.enforcement.mode = Mode::Shadow;
+        after.log.level = "debug".into();
+        after.plans.get_mut("free").unwrap().concurrency = 3;
+        after.plans.get_mut("free").unwrap().signup_credits = crate::credits::Credits::whole(9);
+        after.workers = 7;
+        after.plans.insert("pro".into(), crate::config::Plan::default());
+        let found = outcome(&before, &after);
+        assert_eq!(found.applied, ["enforcement.mode", "log.level", "plans.free.concurrency"]);
+        assert_eq!(found.waiting, ["plans.free.signup_credits", "plans.pro", "workers"]);
+        let next = with_live_settings(&before, &after);
+        assert_eq!((next.workers, next.enforcement.mode), (before.workers, Mode::Shadow));
+        assert!(!next.plans.contains_key("pro"));
+    }
+
+    #[test]
+    fn a_secret_that_changed_waits_without_being_told() {
+        let before = Config::default();
+        let mut after = before.clone();
+        after.admin_token = Some(Secret::new("one"));
+        let after_that = Config { admin_token: Some(Secret::new("two")), ..after.clone() };
+        assert_eq!(outcome(&after, &after_that).waiting, ["a secret"]);
+        assert_eq!(outcome(&before, &before), Outcome { applied: vec![], waiting: vec![] });
+    }
+
+    #[test]
+    fn new_prices_that_do_not_fit_old_routes_are_refused() {
+        let running = Config::default();
+        let mut fresh = running.clone();
+        fresh.prices.clear();
+        fresh.routes.clear();
+        assert!(with_live_settings(&running, &fresh).check().is_err());
+    }
+}

@@ -1,0 +1,228 @@
+//! Enforcement that is off, tried out, or on; settings that change while the gateway runs; what users may say.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::http::Answer;
+use crate::support::{Faregate, Options, Redis, Sim, eventually};
+
+const SOON: Duration = Duration::from_secs(15);
+
+struct Setting {
+    _sim: Sim,
+    faregate: Faregate,
+}
+
+impl Setting {
+    fn start(toml: &str) -> Setting {
+        Setting::with(Options::new(), toml)
+    }
+
+    fn with(options: Options, toml: &str) -> Setting {
+        let sim = Sim::start();
+        let faregate = Faregate::start(options.upstream(sim.url()).config(toml));
+        Setting { _sim: sim, faregate }
+    }
+
+    async fn chat(&self, key: &str) -> Answer {
+        let body = json!({"model": "gpt-4", "messages": [{"role": "user", "content": "hello"}]});
+        self.post("/v1/chat/completions", key, &body).await
+    }
+
+    async fn post(&self, path: &str, key: &str, body: &Value) -> Answer {
+        self.faregate.http.post(&self.faregate.url(path), key, body).await
+    }
+
+    /// Available and debt, once nothing is held.
+    async fn credits(&self, user: &str) -> (String, String) {
+        eventually(SOON, "nothing is held", || async {
+            let credits = self.faregate.show(user).await["credits"].clone();
+            (credits["held"] == 0).then(|| (credits["available"].to_string(), credits["debt"].to_string()))
+        })
+        .await
+    }
+
+    async fn spared(&self, reason: &str, route: &str) -> f64 {
+        let name = format!("faregate_shadow_refusals_total{{reason=\"{reason}\",route=\"{route}\"}}");
+        self.faregate.metric(&name).await
+    }
+
+    fn file(&self) -> PathBuf {
+        self.faregate.data_dir().parent().unwrap().join("faregate.toml")
+    }
+
+    async fn reloads(&self, result: &str) -> f64 {
+        self.faregate.metric(&format!("faregate_config_reloads_total{{result=\"{result}\"}}")).await
+    }
+
+    /// Writes new settings, in one step as an operator's tool does, and waits until they were read.
+    async fn settings(&self, toml: &str, result: &str) {
+        let before = self.reloads(result).await;
+        let fresh = self.file().with_extension("fresh");
+        std::fs::write(&fresh, toml).unwrap();
+        std::fs::rename(&fresh, self.file()).unwrap();
+        eventually(SOON, "the settings are read again", || async {
+            (self.reloads(result).await > before).then_some(())
+        })
+        .await;
+    }
+}
+
+fn mode(mode: &str, rest: &str) -> String {
+    format!("[enforcement]\nmode = \"{mode}\"\n{rest}\n[plans.free]\nsignup_credits = 3\nrequests_per_minute = 100\n")
+}
+
+/// Issue 5, point 7: shadow meters, logs and counts what it would have refused, and refuses nothing. Balances fall as
+/// they would have, and never below nothing.
+async fn nothing_is_refused_in_shadow(options: Options) {
+    let setting = Setting::with(options, &mode("shadow", ""));
+    let key = setting.faregate.user("ann", "3").await;
+    for _ in 0..5 {
+        assert_eq!(setting.chat(&key).await.status, StatusCode::OK);
+    }
+    assert_eq!(setting.credits("ann").await, ("0".into(), "0".into()));
+    let rows = setting.faregate.usage_of("ann", 5).await;
+    let charged: f64 = rows.iter().map(|row| row["credits"].as_f64().unwrap()).sum();
+    assert_eq!((rows.len(), charged), (5, 3.0));
+    assert_eq!(setting.spared("insufficient_credits", "openai").await, 2.0);
+    assert!(setting.faregate.output().contains("would have been refused"), "{}", setting.faregate.output());
+
+    let deducted = setting.post("/api/credits/deduct", &key, &json!({"amount": 1})).await;
+    assert_eq!((deducted.status, &deducted.json()["charged"]), (StatusCode::OK, &json!(0)));
+    assert_eq!(setting.spared("insufficient_credits", "api").await, 1.0);
+    setting.faregate.admin(Method::POST, "/admin/v1/users/ann/freeze", None).await;
+    assert_eq!(setting.chat(&key).await.status, StatusCode::OK);
+    assert_eq!(setting.spared("forbidden", "openai").await, 1.0);
+    assert_eq!(
+        setting.chat("fg_live_nobody").await.status,
+        StatusCode::UNAUTHORIZED,
+        "who it is matters in every mode"
+    );
+    // New credits are all there: nothing was left owing.
+    setting.faregate.admin(Method::DELETE, "/admin/v1/users/ann/freeze", None).await;
+    setting.faregate.grant("ann", "2").await;
+    assert_eq!(setting.credits("ann").await, ("2".into(), "0".into()));
+    setting.faregate.audit().unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_refused_in_shadow_embedded() {
+    nothing_is_refused_in_shadow(Options::new()).await;
+}
+
+#[tokio::test]
+async fn nothing_is_refused_in_shadow_over_redis() {
+    let redis = Redis::start();
+    nothing_is_refused_in_shadow(Options::new().ledger(redis.url())).await;
+}
+
+const BY_TOKEN: &str = r#"
+[plans.free]
+signup_credits = 0
+[prices.message]
+per_request = 0
+unknown_model = "refuse"
+[[prices.message.models]]
+model = "gpt-*"
+input_per_million = 1
+output_per_million = 1000
+max_output_tokens = 100
+"#;
+
+#[tokio::test]
+async fn a_stream_that_outgrows_the_balance_goes_on_in_shadow() {
+    let setting = Setting::start(&format!("[enforcement]\nmode = \"shadow\"\n{BY_TOKEN}"));
+    let key = setting.faregate.user("ann", "0.005").await;
+    // Fifty tokens are ten times what there is.
+    let body = json!({"model": "gpt-4@tokens=50", "stream": true, "messages": [{"role": "user", "content": "hi"}]});
+    let answer = setting.post("/v1/chat/completions", &key, &body).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let text = answer.text();
+    assert!(text.contains("\"finish_reason\":\"stop\"") && !text.contains("\"length\""), "{text}");
+    assert_eq!(setting.credits("ann").await, ("0".into(), "0".into()));
+    assert!(setting.spared("insufficient_credits", "openai").await >= 1.0);
+    // What has no price rides as well, for nothing.
+    let other = setting.post("/v1/chat/completions", &key, &json!({"model": "o9", "messages": []})).await;
+    assert_eq!(other.status, StatusCode::OK, "{}", other.text());
+    assert_eq!(setting.credits("ann").await, ("0".into(), "0".into()));
+    setting.faregate.audit().unwrap();
+}
+
+/// Issue 5, point 7: the settings are read again without a restart; a bad file is refused and the old one stays.
+#[tokio::test]
+async fn settings_are_read_again_while_it_runs() {
+    let mut setting = Setting::start(&mode("off", ""));
+    let key = setting.faregate.user("ann", "3").await;
+    for _ in 0..4 {
+        assert_eq!(setting.chat(&key).await.status, StatusCode::OK, "off refuses nothing");
+    }
+    assert_eq!(setting.credits("ann").await.0, "3", "and charges nothing");
+    assert_eq!(setting.chat("fg_live_nobody").await.status, StatusCode::UNAUTHORIZED);
+
+    setting.settings(&mode("on", "percent = 100"), "applied").await;
+    let charged = async || {
+        let answer = setting.chat(&key).await;
+        (answer.status, setting.credits("ann").await.0)
+    };
+    eventually(SOON, "payment is enforced", || async { (charged().await.1 != "3").then_some(()) }).await;
+    while setting.chat(&key).await.status == StatusCode::OK {}
+    assert_eq!(setting.chat(&key).await.status, StatusCode::PAYMENT_REQUIRED);
+
+    // A mistake anywhere changes nothing.
+    let before = setting.faregate.metric("faregate_config_reloads_total{result=\"applied\"}").await;
+    setting.settings("[enforcement]\nmode = \"off\"\n[plans.free]\nsignup_credit = 3\n", "refused").await;
+    assert_eq!(setting.chat(&key).await.status, StatusCode::PAYMENT_REQUIRED);
+    assert_eq!(setting.faregate.metric("faregate_config_reloads_total{result=\"applied\"}").await, before);
+
+    // Prices and limits change; what cannot is named.
+    setting.faregate.grant("ann", "100").await;
+    let dear = |limits: &str| format!("workers = 3\n{limits}[prices.message]\nper_request = 4\n");
+    setting.settings(&dear(&mode("on", "")), "applied").await;
+    eventually(SOON, "the new price is asked", || async {
+        let before = setting.credits("ann").await.0.parse::<i64>().unwrap();
+        assert_eq!(setting.chat(&key).await.status, StatusCode::OK);
+        let after = setting.credits("ann").await.0.parse::<i64>().unwrap();
+        (after == before - 4).then_some(())
+    })
+    .await;
+    let tight = mode("on", "").replace("requests_per_minute = 100", "requests_per_minute = 1");
+    setting.settings(&dear(&tight), "applied").await;
+    eventually(SOON, "the new limit holds", || async {
+        (setting.chat(&key).await.status == StatusCode::TOO_MANY_REQUESTS).then_some(())
+    })
+    .await;
+    let log = setting.faregate.output();
+    assert!(log.contains("wait for a restart") && log.contains("workers"), "{log}");
+
+    // SIGHUP reads an unchanged file, too.
+    let before = setting.reloads("applied").await;
+    setting.faregate.signal("HUP");
+    eventually(SOON, "read at SIGHUP", || async { (setting.reloads("applied").await > before).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn a_percentage_of_the_users_is_enforced() {
+    let setting = Setting::start(&mode("on", "percent = 50").replace("signup_credits = 3", "signup_credits = 0"));
+    let (mut refused, mut spared) = (0, 0);
+    for number in 0..30 {
+        let key = setting.faregate.user(&format!("user{number}"), "0").await;
+        let (first, second) = (setting.chat(&key).await.status, setting.chat(&key).await.status);
+        assert_eq!(first, second, "a user is in it or not");
+        if first == StatusCode::OK { spared += 1 } else { refused += 1 }
+    }
+    assert!(refused > 4 && spared > 4, "{refused} of 30 were enforced");
+    assert_eq!(setting.spared("insufficient_credits", "openai").await, f64::from(spared * 2));
+}
+
+#[tokio::test]
+async fn flags_are_read_by_their_users() {
+    let toml = "[flags.new_model]\nusers = [\"ann\"]\npercent = 0\n[flags.dark]\npercent = 100\n[flags.gone]\nenabled = false\n";
+    let setting = Setting::start(toml);
+    let flags = async |key: &str| setting.faregate.http.get(&setting.faregate.url("/api/flags"), key).await.json();
+    let (ann, bob) = (setting.faregate.user("ann", "5").await, setting.faregate.user("bob", "5").await);
+    assert_eq!(flags(&ann).await["flags"], json!({"dark": true, "gone": false, "new_model": true}));
+    assert_eq!(flags(&bob).await["flags"], json!({"dark": true, "gone": false, "new_model": false}));
+}
