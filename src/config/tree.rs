@@ -51,7 +51,8 @@ pub(super) enum Value {
 pub(super) type Table = BTreeMap<String, Node>;
 
 /// The tables whose entries have names of the operator's choosing. An entry set to `false` is taken away.
-pub(super) const NAMED_TABLES: [&str; 6] = ["upstreams", "routes", "prices", "plans", "packs", "issuers"];
+pub(super) const NAMED_TABLES: [&str; 8] =
+    ["upstreams", "routes", "prices", "plans", "packs", "issuers", "flags", "experiments"];
 
 impl Node {
     pub(super) fn new(origin: Origin, value: Value) -> Node {

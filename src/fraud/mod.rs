@@ -157,7 +157,8 @@ impl Fraud {
     /// Freezes what an account was given for nothing, or makes it usable again.
     async fn hold_free_credits(&self, user: &AccountId, serial: i64, hold: bool) -> StoreResult<()> {
         for grant in self.store.grants(user).await? {
-            if grant.kind != GrantKind::Free || grant.remaining.is_zero() || grant.frozen == hold {
+            // Whether it is frozen the row tells only once the change has been flushed; a second one changes nothing.
+            if grant.kind != GrantKind::Free || grant.remaining.is_zero() {
                 continue;
             }
             let scope = Scope::Grant { grant: grant.id };
