@@ -362,7 +362,7 @@ impl Fare {
         let usage = self.usage(&end);
         if let Some(seed) = self.trace.take() {
             let (usage, outcome) = (usage.clone(), end.outcome.as_str());
-            self.worker.shared.metrics.spans.note(Span { seed: *seed, usage, cost: end.cost, outcome });
+            self.worker.shared.metrics.spans.note(Span { seed: *seed, usage, cost, outcome });
         }
         let usage = usage.encode();
         let tokens = end.tally.map_or(Tokens::default(), |tally| tally.tokens);
