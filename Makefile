@@ -2,7 +2,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test torture test-clients test-api test-rules test-web web load fuzz bench bench-setup bench-footprint bench-micro bench-usage bench-flush fmt lint licences
+.PHONY: help run build test torture test-clients test-api test-rules test-web web load fuzz bench bench-setup bench-footprint bench-micro bench-usage bench-flush bench-webhooks fmt lint licences
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench-micro: ## The hot path's parts, alone: time, and instructions where valgri
 bench-usage: ## The usage API's questions over ten million rows, in Postgres and in SQLite
 	scripts/install.sh "/usr/lib/postgresql/*/bin/initdb=postgresql"
 	FAREGATE_USAGE_ROWS=10000000 $(CARGO) test --locked --test it -- store::usage_sums::no_question --nocapture --test-threads 1
+
+bench-webhooks: ## How long an answer to a webhook of Stripe's takes, alone and in a burst of a thousand
+	$(CARGO) test --release --locked --test it -- --ignored --nocapture --exact billing::webhooks::bench_time_to_answer
 
 bench-flush: ## Usage rows a second into Postgres, against plain COPY of the same rows in one run
 	scripts/install.sh "/usr/lib/postgresql/*/bin/initdb=postgresql"

@@ -26,6 +26,7 @@ Examples:
   faregate                                      start; the first start makes a demo user and prints how to call
   FAREGATE_UPSTREAM_URL=https://api.openai.com FAREGATE_UPSTREAM_API_KEY=sk-… faregate
                                                 start in front of a real service
+  faregate demo --stripe                        the same with a built-in Stripe: buy a plan or a pack, pay, see the credits
   faregate check --config faregate.toml         tell what would run, or what is wrong with the settings
   faregate user create ann                      a user on plan `free`, with its credits
   faregate key create ann                       an API key of hers, shown once
@@ -58,6 +59,14 @@ pub struct Cli {
 enum Command {
     /// Start the gateway (what bare `faregate` does)
     Serve,
+    /// Start the gateway to look around: with an upstream, a user and a key that are built in
+    Demo {
+        /// With a Stripe that is built in, too: from a checkout to credits without an account there
+        ///
+        /// Everything is in a temporary folder and gone at the end.
+        #[arg(long)]
+        stripe: bool,
+    },
     /// Validate the settings and tell what would run
     Check {
         /// Print every setting with its default and a word about it, and do nothing else
@@ -278,7 +287,8 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     });
     let config = Config::load(cli.config.as_deref(), variables)?;
     match cli.command {
-        None | Some(Command::Serve) => serve::run(config, cli.config),
+        None | Some(Command::Serve | Command::Demo { stripe: false }) => serve::run(config, cli.config),
+        Some(Command::Demo { stripe: true }) => serve::run_with_stripe(config),
         Some(Command::Check { online: true, .. }) => {
             show::text(&check::describe(&config))?;
             online::check(config)

@@ -4,6 +4,7 @@ mod ages;
 pub mod backend;
 pub mod data_dir;
 mod demo;
+mod demo_stripe;
 mod greeting;
 mod listener;
 mod owner;
@@ -39,8 +40,30 @@ const RUNTIME_LIMIT: Duration = Duration::from_secs(2);
 /// As a shell reports a process that was interrupted.
 const INTERRUPTED: i32 = 130;
 
+/// As [`run`], with a Stripe that is built in, in a folder that is gone afterwards.
+pub fn run_with_stripe(mut config: Config) -> Result<(), Failure> {
+    let folder = demo_stripe::prepare(&mut config)?;
+    let served = run_as(config, Origin::Demo);
+    if let Err(error) = std::fs::remove_dir_all(&folder) {
+        tracing::warn!(folder = %folder.display(), %error, "the demo's folder could not be removed");
+    }
+    served
+}
+
 /// Serves until it is told to end, and drains. `file` is where the settings came from, to be read again.
 pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), Failure> {
+    run_as(config, Origin::Settings { file })
+}
+
+/// Where the settings come from.
+enum Origin {
+    /// A file, where there is one, and the environment: they are read again when asked.
+    Settings { file: Option<PathBuf> },
+    /// The demo with Stripe, which made them up.
+    Demo,
+}
+
+fn run_as(config: Config, origin: Origin) -> Result<(), Failure> {
     let log = telemetry::init(&config.log).map_err(Failure::while_doing(Exit::Internal, "logs"))?;
     let metrics = Metrics::new().map_err(Failure::while_doing(Exit::Internal, "metrics"))?;
     telemetry::catch_panics(&metrics);
@@ -51,14 +74,14 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(Failure::while_doing(Exit::Internal, "the background runtime"))?;
-    let served = runtime.block_on(serve(config, &directory, metrics, Again { file, log }));
+    let served = runtime.block_on(serve(config, &directory, metrics, Again { origin, log }));
     runtime.shutdown_timeout(RUNTIME_LIMIT);
     served
 }
 
 /// What is needed to read the settings again.
 struct Again {
-    file: Option<PathBuf>,
+    origin: Origin,
     log: telemetry::LogLevel,
 }
 
@@ -78,6 +101,10 @@ async fn serve(mut config: Config, directory: &DataDir, mut metrics: Metrics, ag
             Some(demo::ensure_user(&config, &store, directory, key).await?)
         }
     };
+    let stripe = match again.origin {
+        Origin::Demo => Some(demo_stripe::start(&mut config, &helpers).await?),
+        Origin::Settings { .. } => None,
+    };
     let config = Arc::new(config);
     let current = Current::new(config.clone());
     let backend = Backend::open(BackendParts {
@@ -90,16 +117,18 @@ async fn serve(mut config: Config, directory: &DataDir, mut metrics: Metrics, ag
         role: Role::Gateway,
     })
     .await?;
-    let reloader = Reloader {
-        file: again.file,
-        loaded,
-        current: current.clone(),
-        identity: backend.identity.clone(),
-        log: again.log,
-        metrics: metrics.clone(),
-    };
-    backend.faces().spawn("settings", reloader.run(hangup, backend.faces().stop.clone()));
-    let front = Front { config, current, store, directory, token, metrics, stop, broken };
+    if let Origin::Settings { file } = again.origin {
+        let reloader = Reloader {
+            file,
+            loaded,
+            current: current.clone(),
+            identity: backend.identity.clone(),
+            log: again.log,
+            metrics: metrics.clone(),
+        };
+        backend.faces().spawn("settings", reloader.run(hangup, backend.faces().stop.clone()));
+    }
+    let front = Front { config, current, store, directory, token, metrics, stripe, stop, broken };
     let served = front.serve(&backend, demo).await;
     let closed = backend.close().await;
     helpers.end(RUNTIME_LIMIT).await;
@@ -134,6 +163,8 @@ struct Front<'a> {
     directory: &'a DataDir,
     token: Secret,
     metrics: Metrics,
+    /// The demo's.
+    stripe: Option<demo_stripe::Built>,
     /// The first signal.
     stop: CancellationToken,
     broken: CancellationToken,
@@ -173,7 +204,11 @@ impl Front<'_> {
             token_file: token_file.as_deref(),
             demo_key: demo.as_ref().map(|demo| demo.key.reveal()),
             empty,
+            stripe: self.stripe.as_ref(),
         };
+        if let Some(stripe) = &self.stripe {
+            stripe.tell(&greeting.base(), &self.config.api.prefix);
+        }
         let served = self.until_stopped(backend, gateway, &greeting).await;
         self.directory.retract();
         served

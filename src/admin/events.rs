@@ -15,6 +15,7 @@ use crate::api::types::{List, Time, UserView};
 use crate::ledger::AccountId;
 use crate::store::PageRequest;
 use crate::store::billing::{Decision, Effect, EventFilter, EventRow, EventState};
+use crate::store::notifications::NoticeKind;
 
 const DEFAULT_PAGE: u32 = 50;
 const MAX_PAGE: u32 = 500;
@@ -118,16 +119,21 @@ pub(super) async fn unflag(State(admin): State<Arc<Admin>>, Named(user): Named) 
             return Ok(json(StatusCode::OK, &UserView::from(user)));
         }
         let detail = "the operator has looked into it".to_owned();
+        let disputed = account.purchases.iter().any(|purchase| purchase.frozen);
+        let told = (!disputed).then(|| Effect::Notify {
+            kind: NoticeKind::AccountUnfrozen,
+            data: serde_json::json!({ "reason": "resolved" }),
+            dedupe_key: format!("account_unfrozen:billing:{}", account.version),
+        });
         let decision = Decision {
             user: user.id.clone(),
             version: account.version,
             actor: OPERATOR.to_owned(),
             // The clock thaws the grants.
-            effects: vec![
-                Effect::Flagged(false),
-                Effect::Due(Some(1)),
-                Effect::Note { action: "billing.unflag", detail },
-            ],
+            effects: [Effect::Flagged(false), Effect::Due(Some(1)), Effect::Note { action: "billing.unflag", detail }]
+                .into_iter()
+                .chain(told)
+                .collect(),
             event: None,
         };
         if admin.store.apply_decision(decision).await?.is_some() {

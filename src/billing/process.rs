@@ -65,7 +65,7 @@ impl Processor {
         let Some(target) = target(event) else { return Ok(Done::Ignored) };
         let hint = self.hinted(event).await?;
         let cause = format!("stripe:{}", event.id);
-        let user = self.settle(hint, Reading::Target(&target), &cause, Some(&event.id)).await?;
+        let user = self.settle(hint, Reading::Target(&target), &cause, Some(event)).await?;
         Ok(Done::Processed(user))
     }
 
@@ -107,7 +107,7 @@ impl Processor {
         mut user: Option<AccountId>,
         reading: Reading<'_>,
         cause: &str,
-        event: Option<&str>,
+        event: Option<&EventRow>,
     ) -> Result<AccountId, Failure> {
         for _ in 0..MAX_ROUNDS {
             // Read before Stripe is asked: whatever is written in between makes the decision void, so an older snapshot
@@ -174,9 +174,10 @@ impl Processor {
         account: BillingAccount,
         facts: &Facts,
         cause: &str,
-        event: Option<&str>,
+        event: Option<&EventRow>,
     ) -> Result<Option<Vec<ChangeRow>>, Failure> {
-        let context = Context { catalog: &self.catalog, now: (self.clock)(), cause };
+        let told = event.map(|event| event.event_type.as_str());
+        let context = Context { catalog: &self.catalog, now: (self.clock)(), cause, told };
         let effects = decide(context, &account, facts)?;
         if effects.is_empty() && event.is_none() {
             return Ok(Some(Vec::new()));
@@ -186,7 +187,7 @@ impl Processor {
             version: account.version,
             actor: cause.to_owned(),
             effects,
-            event: event.map(str::to_owned),
+            event: event.map(|event| event.id.clone()),
         };
         match self.store.apply_decision(decision).await {
             Ok(written) => Ok(written),

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
+use super::demo_stripe::Built;
 use crate::config::Config;
 
 /// What is known once everything runs.
@@ -17,6 +18,8 @@ pub(super) struct Greeting<'a> {
     pub(super) demo_key: Option<&'a str>,
     /// Nobody was created yet.
     pub(super) empty: bool,
+    /// The built-in one.
+    pub(super) stripe: Option<&'a Built>,
 }
 
 impl Greeting<'_> {
@@ -30,6 +33,9 @@ impl Greeting<'_> {
                  faregate user create ann\n    faregate key create ann\n",
             ),
             None => {}
+        }
+        if let (Some(key), Some(stripe)) = (self.demo_key, self.stripe) {
+            self.payments(&mut out, &base, key, stripe);
         }
         let token = match self.token_file {
             Some(path) => format!("the token in {}", path.display()),
@@ -55,7 +61,26 @@ impl Greeting<'_> {
         );
     }
 
-    fn base(&self) -> String {
+    /// From a checkout to credits.
+    fn payments(&self, out: &mut String, base: &str, key: &str, stripe: &Built) {
+        let api = format!("{base}{}", self.config.api.prefix.trim_end_matches('/'));
+        let (url, plan, pack) = (stripe.url(), &stripe.plan, &stripe.pack);
+        let bearer = format!("-H 'Authorization: Bearer {key}'");
+        let post = format!("{bearer} -H 'Content-Type: application/json' -d");
+        let _ = write!(
+            out,
+            "\nA built-in Stripe stands at {url}; nothing there is real. Buy, pay on the page whose address comes back, and \
+             look:\n\n    \
+             curl {api}/billing/checkout {post} '{{\"plan\":\"{plan}\"}}'\n    \
+             curl {api}/billing/checkout {post} '{{\"pack\":\"{pack}\"}}'\n    \
+             curl {api}/credits/check {bearer}\n    \
+             curl {api}/billing/subscription {bearer}\n\
+             \nA month passes, with its renewal:\n\n    \
+             curl -d days=31 {url}/_sim/advance\n"
+        );
+    }
+
+    pub(super) fn base(&self) -> String {
         let scheme = if self.config.tls.certificate.is_some() { "https" } else { "http" };
         let address = match self.listener.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, self.listener.port())),
@@ -88,6 +113,7 @@ mod tests {
             token_file: Some(Path::new("./faregate-data/admin-token")),
             demo_key: Some("fg_live_x"),
             empty: false,
+            stripe: None,
         };
         let text = greeting.text();
         let curl = text.lines().find(|line| line.trim_start().starts_with("curl ")).unwrap();

@@ -29,7 +29,7 @@ pub(super) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     pub(super) fn new(context: Context<'a>, account: BillingAccount) -> Draft<'a> {
-        let Context { catalog, now, cause } = context;
+        let Context { catalog, now, cause, told: _ } = context;
         Draft { catalog, now, cause, account, fresh: Vec::new(), given_up: Vec::new(), effects: Vec::new(), due: None }
     }
 

@@ -7,6 +7,7 @@
 mod claims;
 mod draft;
 pub mod facts;
+mod notices;
 mod paid;
 mod periods;
 pub mod route;
@@ -28,6 +29,8 @@ pub struct Context<'a> {
     pub now: Micros,
     /// Why it is decided now, for the notes on what it leads to.
     pub cause: &'a str,
+    /// The type of the event that led here, if one did.
+    pub told: Option<&'a str>,
 }
 
 /// The difference between what Stripe says and what was done, in the order in which it is to be written.
@@ -60,6 +63,7 @@ pub fn decide(context: Context<'_>, account: &BillingAccount, facts: &Facts) -> 
     }
     draft.settle();
     draft.plan();
+    draft.tell(context.told, facts, account);
     Ok(draft.finish())
 }
 

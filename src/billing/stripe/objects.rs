@@ -161,6 +161,8 @@ pub struct Invoice {
     #[serde(default)]
     pub amount_remaining: i64,
     #[serde(default)]
+    pub attempt_count: i64,
+    #[serde(default)]
     pub total: i64,
     pub created: Seconds,
     #[serde(default)]

@@ -2,6 +2,7 @@
 
 mod lost;
 mod money;
+mod renewal;
 mod topups;
 mod webhooks;
 
@@ -169,6 +170,14 @@ impl Shop {
     async fn invoice(&self, index: usize) -> Value {
         let history = self.api(Method::GET, "/api/billing/history", None).await.json();
         history["data"][index].clone()
+    }
+
+    async fn notified(&self, kind: &str) -> Value {
+        eventually(SOON, kind, || async {
+            let told = self.api(Method::GET, "/api/notifications", None).await.json();
+            told["data"].as_array()?.iter().find(|notification| notification["kind"] == kind).cloned()
+        })
+        .await
     }
 
     async fn eventually_subscription(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {

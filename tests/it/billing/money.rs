@@ -3,13 +3,23 @@
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use super::{CARD, Shop};
+use super::{CARD, SOON, Shop};
+use crate::support::http::request;
+use crate::support::{Faregate, Options, eventually};
 
 const DAY: i64 = 86_400;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plan_is_bought_renewed_and_ended() {
-    let shop = Shop::open().await;
+    a_plans_life(Shop::open().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_is_bought_renewed_and_ended_over_postgres_and_redis() {
+    a_plans_life(Shop::open_replicated(2).await).await;
+}
+
+async fn a_plans_life(shop: Shop) {
     assert_eq!(shop.subscription().await, json!({"plan": "free", "subscription": null}));
     shop.buy(json!({"plan": "pro"}), 1_000).await;
     let standing = shop.subscription().await;
@@ -65,7 +75,15 @@ async fn an_upgrade_is_paid_at_once_and_a_downgrade_waits() {
 /// failures 40, over HTTP.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_back_to_the_payer_is_claimed_and_given_again() {
-    let shop = Shop::open().await;
+    what_goes_back(Shop::open().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_back_to_the_payer_is_claimed_over_postgres_and_redis() {
+    what_goes_back(Shop::open_replicated(1).await).await;
+}
+
+async fn what_goes_back(shop: Shop) {
     shop.buy(json!({"pack": "small"}), 100).await;
     let session = shop.stripe.objects(faregate_sim::stripe::Kind::PaymentIntent);
     let payment = session[0]["id"].as_str().unwrap().to_owned();
@@ -75,8 +93,10 @@ async fn what_goes_back_to_the_payer_is_claimed_and_given_again() {
     shop.has(100).await;
     let dispute = shop.stripe.dispute(&payment, None).unwrap();
     shop.has(0).await;
+    shop.notified("account_frozen").await;
     shop.stripe.close_dispute(&dispute, true).unwrap();
     shop.has(100).await;
+    shop.notified("account_unfrozen").await;
     let history = shop.invoice(0).await;
     assert_eq!(
         (&history["kind"], &history["amount"], &history["status"]),
@@ -113,6 +133,9 @@ async fn an_unpaid_renewal_is_told_and_recovers() {
         shown["subscription"]["pay_url"].is_string() && shown["subscription"]["grace_ends_at"].is_string(),
         "{shown}"
     );
+    let told = shop.notified("payment_failed").await;
+    assert_eq!((&told["data"]["source"], &told["data"]["amount"]), (&json!("invoice"), &json!(2_000)), "{told}");
+    shop.notified("subscription_changed").await;
     shop.has(1_000).await;
     shop.stripe.set_behaviour(&customer, None);
     // Stripe tries again after three days, an hour later in the day than the period's end.
@@ -133,4 +156,36 @@ async fn offers_are_open_to_everybody() {
     assert_eq!(offers["packs"][0]["prices"], json!([{"currency": "usd", "amount": 500}]));
     let (told, errors, done) = shop.faregate.command(&["check", "--online"]);
     assert!(done && told.contains("price_pro: as at Stripe"), "{told}{errors}");
+}
+
+/// As a newcomer walks it, with what the start prints.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_leads_from_a_checkout_to_credits() {
+    let faregate = Faregate::start(Options::new().command(&["demo", "--stripe"]));
+    let greeting = eventually(SOON, "it greets", || async {
+        Some(faregate.output()).filter(|output| output.contains("/_sim/advance"))
+    })
+    .await;
+    let after = |what: &str| {
+        let rest = greeting.split(what).nth(1).unwrap();
+        rest.split(|sign: char| sign.is_whitespace() || sign == '\'' || sign == ';').next().unwrap().to_owned()
+    };
+    let (key, stripe) = (after("Bearer "), after("A built-in Stripe stands at "));
+    let api = |method, path: &str, body| request(method, &faregate.url(path), &key, body);
+    let order = json!({"plan": "pro"});
+    let page = faregate.http.call(api(Method::POST, "/api/billing/checkout", Some(&order))).await;
+    assert_eq!(page.status, StatusCode::CREATED, "{}", page.text());
+    let url = page.json()["url"].as_str().unwrap().to_owned();
+    assert!(url.starts_with(&stripe), "{url}");
+    let pay = http::Request::post(&url)
+        .header("content-type", "application/x-www-form-urlencoded")
+        .body(http_body_util::Full::from("card=pm_card_visa"))
+        .unwrap();
+    let paid = faregate.http.call(pay).await;
+    assert!(paid.status.is_success() || paid.status.is_redirection(), "{} {}", paid.status, paid.text());
+    eventually(SOON, "the credits are there", || async {
+        let check = faregate.http.call(api(Method::GET, "/api/credits/check", None)).await.json();
+        (check["available"] == 1_005 && check["plan"] == "pro").then_some(())
+    })
+    .await;
 }

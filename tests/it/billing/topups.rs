@@ -50,14 +50,6 @@ impl Shop {
         })
         .await
     }
-
-    async fn notified(&self, kind: &str) -> Value {
-        eventually(SOON, kind, || async {
-            let told = self.api(Method::GET, "/api/notifications", None).await.json();
-            told["data"].as_array()?.iter().find(|notification| notification["kind"] == kind).cloned()
-        })
-        .await
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,6 +20,8 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 pub struct Options {
     env: Vec<(String, String)>,
     config: Option<String>,
+    /// Instead of `serve`.
+    command: Option<&'static [&'static str]>,
 }
 
 impl Options {
@@ -42,6 +44,12 @@ impl Options {
     /// A settings file, as TOML.
     pub fn config(mut self, toml: &str) -> Options {
         self.config = Some(toml.to_owned());
+        self
+    }
+
+    /// Started so, instead of by `serve`.
+    pub fn command(mut self, arguments: &'static [&'static str]) -> Options {
+        self.command = Some(arguments);
         self
     }
 
@@ -249,7 +257,7 @@ impl Faregate {
 
 fn spawn(options: &Options, dir: &Path, listen: SocketAddr, admin: SocketAddr) -> Process {
     let mut command = command(options, dir, listen, admin);
-    command.arg("serve");
+    command.args(options.command.unwrap_or(&["serve"]));
     // Asked to end, it drains; but a dead test binary leaves nobody to wait for that.
     Process::spawn(command, "KILL")
 }

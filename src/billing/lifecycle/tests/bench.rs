@@ -1,6 +1,6 @@
 //! A user, what Stripe says, and the ledger's own model: decisions are written as the store writes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::super::facts::{Facts, Failure, Payment};
@@ -51,6 +51,9 @@ pub(super) struct Bench {
     rows: Rows,
     /// What was done, for a failure to show.
     pub(super) log: Vec<String>,
+    /// The kinds of what the user was told.
+    pub(super) notices: Vec<&'static str>,
+    told_keys: BTreeSet<String>,
 }
 
 impl Bench {
@@ -85,6 +88,8 @@ impl Bench {
             changes: Vec::new(),
             rows: Rows::default(),
             log: Vec::new(),
+            notices: Vec::new(),
+            told_keys: BTreeSet::new(),
         }
     }
 
@@ -96,12 +101,18 @@ impl Bench {
     }
 
     pub(super) fn once(&mut self, facts: &Facts) -> Result<usize, Failure> {
-        let context = Context { catalog: &self.catalog, now: micros(self.now), cause: "a test" };
+        self.told_by(None, facts)
+    }
+
+    /// As an event of this type leads to it. Answers how many billing changes followed.
+    pub(super) fn told_by(&mut self, told: Option<&str>, facts: &Facts) -> Result<usize, Failure> {
+        let context = Context { catalog: &self.catalog, now: micros(self.now), cause: "a test", told };
         let effects = decide(context, &self.account, facts)?;
         let changes = effects.iter().filter(|effect| matches!(effect, Effect::Change(_))).count();
         for effect in effects {
             self.write(effect);
         }
+        self.account.version += 1;
         self.refresh();
         Ok(changes)
     }
@@ -173,7 +184,13 @@ impl Bench {
             Effect::Flagged(flagged) => self.account.flagged = flagged,
             Effect::Due(due) => self.account.due_at = due,
             Effect::Customer(customer) => self.account.customer = Some(customer),
-            Effect::Checkout { .. } | Effect::Notify { .. } | Effect::TopupPaid(_) | Effect::Note { .. } => {}
+            Effect::Notify { kind, dedupe_key, .. } => {
+                // As the store does: the same key again says nothing.
+                if self.told_keys.insert(dedupe_key) {
+                    self.notices.push(kind.name());
+                }
+            }
+            Effect::Checkout { .. } | Effect::TopupPaid(_) | Effect::Note { .. } => {}
         }
     }
 
@@ -318,6 +335,7 @@ pub(super) fn invoice(id: &str, subscription: &str, reason: &str, lines: Vec<Lin
         amount_due: total.max(0),
         amount_paid: total.max(0),
         amount_remaining: 0,
+        attempt_count: 1,
         total,
         created: lines.first().map_or(BEGIN, |line| line.period.start),
         status_transitions: StatusTransitions::default(),

@@ -507,3 +507,43 @@ fn a_plan_that_an_operator_gave_stays() {
     bench.told(&ended).unwrap();
     assert_eq!(bench.account.user.plan, "partner");
 }
+
+/// Each is told once, whatever is delivered twice, and nothing that is past.
+#[test]
+fn the_user_is_told() {
+    let mut bench = begun();
+    assert_eq!(bench.notices, ["subscription_changed"]);
+    bench.told(&pro(1, M1, M2)).unwrap();
+    assert_eq!(bench.notices.len(), 1, "nothing changed");
+    let mut due = pro(2, M2, M3);
+    due.subscriptions[0].status = "past_due".into();
+    due.invoices[0].status = Some("open".into());
+    due.payments.clear();
+    for _ in 0..2 {
+        bench.told_by(Some("invoice.payment_failed"), &due).unwrap();
+        bench.told_by(Some("v1.invoice.payment_action_required"), &due).unwrap();
+    }
+    due.invoices[0].attempt_count = 2;
+    bench.told_by(Some("invoice.payment_failed"), &due).unwrap();
+    let wanted = ["payment_failed", "subscription_changed", "payment_action_required", "payment_failed"];
+    assert_eq!(bench.notices[1..], wanted);
+    // It was paid before the event came.
+    bench.told_by(Some("invoice.payment_failed"), &pro(2, M2, M3)).unwrap();
+    assert_eq!(bench.notices[5..], ["subscription_changed"]);
+    bench.told(&disputed("needs_response", 0)).unwrap();
+    bench.told(&disputed("under_review", 2_000)).unwrap();
+    bench.told(&disputed("won", 0)).unwrap();
+    assert_eq!(bench.notices[6..], ["account_frozen", "account_unfrozen"]);
+    let warned = Facts { warning: Some("ch_1".into()), customer: Some("cus_1".into()), ..Facts::default() };
+    bench.told(&warned).unwrap();
+    bench.told(&warned).unwrap();
+    assert_eq!(bench.notices[8..], ["account_frozen"]);
+    let mut bench = Bench::new();
+    let trial = sub(|subscription| {
+        subscription.status = "trialing".into();
+        (subscription.trial_start, subscription.trial_end) = (Some(M1), Some(M1 + 14 * DAY));
+    });
+    bench.told_by(Some("customer.subscription.trial_will_end"), &trial).unwrap();
+    bench.told_by(Some("customer.subscription.trial_will_end"), &trial).unwrap();
+    assert_eq!(bench.notices, ["trial_ending", "subscription_changed"]);
+}
