@@ -314,7 +314,12 @@ impl Fare {
                 Ok(Ok(grown)) => more = grown,
                 _ if self.shadow => {
                     let reason = Outcome::CreditsExhausted.as_str();
-                    self.worker.would_refuse(self.usage.request_id, &self.route, reason, &"the key's budget is used up");
+                    self.worker.would_refuse(
+                        self.usage.request_id,
+                        &self.route,
+                        reason,
+                        &"the key's budget is used up",
+                    );
                     self.share = None;
                 }
                 _ => return false,
