@@ -77,3 +77,22 @@ pub(super) fn require_none_pending(pending: usize) -> StoreResult<()> {
 pub(super) fn failed(error: refinery::Error) -> StoreError {
     StoreError::Schema(format!("a migration failed: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_a_step_in_order() {
+        for (folder, steps) in [("sqlite", SQLITE), ("postgres", POSTGRES)] {
+            let files = std::fs::read_dir(format!("{}/migrations/{folder}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+            let mut names: Vec<String> = files
+                .map(|file| file.unwrap().file_name().into_string().unwrap())
+                .map(|name| name.strip_suffix(".sql").unwrap().to_owned())
+                .collect();
+            let number = |name: &String| name[1..].split("__").next().unwrap().parse::<u32>().unwrap();
+            names.sort_by_key(number);
+            assert_eq!(steps.iter().map(|(name, _)| *name).collect::<Vec<_>>(), names, "{folder}");
+        }
+    }
+}
