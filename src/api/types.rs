@@ -263,7 +263,9 @@ fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::E
     let Some(number) = Option::<serde_json::Number>::deserialize(deserializer)? else { return Ok(None) };
     let exact = |float: f64| (float.fract() == 0.0 && (0.0..9e15).contains(&float)).then_some(float as u64);
     let whole = number.as_u64().or_else(|| number.as_f64().and_then(exact));
-    whole.map(Some).ok_or_else(|| serde::de::Error::custom("a whole number is needed here"))
+    whole
+        .map(Some)
+        .ok_or_else(|| serde::de::Error::custom(format_args!("{number} is not a whole number that fits here")))
 }
 
 impl From<&Balance> for CreditsView {

@@ -43,7 +43,7 @@ async fn bad_bodies_are_refused_with_what_is_wrong() {
         (POSTS[1], "{\"amount\":1,\"expires_in\":86401}", "expires_in"),
         (POSTS[1], "{\"amount\":1,\"expires_in\":-1}", "-1"),
         (POSTS[1], "{\"amount\":1,\"expires_in\":1.5}", "1.5"),
-        (POSTS[1], "{\"amount\":1,\"expires_in\":18446744073709551616}", "u64"),
+        (POSTS[1], "{\"amount\":1,\"expires_in\":18446744073709551616}", "whole number"),
         (POSTS[2], "{\"amount\":1}", "id"),
         (POSTS[2], "{\"id\":\"x\",\"amount\":0}", "above 0"),
         (POSTS[3], "{\"id\":7}", "string"),

@@ -27,7 +27,7 @@ async fn credentials_stay_on_their_own_side() {
     {
         let body = json!({"model": "m@echo=1", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]});
         let mut asked = request(Method::POST, &rig.url(path), &key, Some(&body));
-        let secrets = [("x-faregate-user", "bob"), ("x-stack-access-token", "stack-secret"), ("api-key", &key)];
+        let secrets = [("x-faregate-user", "bob"), ("x-stack-refresh-token", "stack-secret"), ("api-key", &key)];
         for (name, value) in secrets {
             asked.headers_mut().insert(name, value.parse().unwrap());
         }
@@ -42,6 +42,10 @@ async fn credentials_stay_on_their_own_side() {
         assert_eq!(seen.headers["x-request-id"], answer.header("x-request-id"));
         assert!(!format!("{:?}", answer.headers).contains(UPSTREAM_KEY));
     }
+    // Two callers in one request: whichever were believed, somebody before us might have believed the other.
+    let mut asked = request(Method::GET, &rig.url("/echo/app"), &key, None);
+    asked.headers_mut().insert("x-stack-access-token", "a.b.c".parse().unwrap());
+    assert_eq!(rig.http.call(asked).await.status, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
