@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use faregate::ledger::redis::Position;
-use faregate::ledger::{Act, Answer, LedgerError, Op, Status};
+use faregate::ledger::{Act, Answer, Kept, LedgerError, Op, RecordId, RecordKey, Status};
+use uuid::Uuid;
 
 use super::fixture::{Fixture, ask, credits, reserve, settings};
 use crate::support::{ChaosProxy, Redis, eventually};
@@ -200,5 +201,49 @@ async fn an_emptied_redis_begins_anew_from_the_store() {
     let act = Act::Release { session: other.session, parts: other.parts, tokens_back_us: 0 };
     assert!(matches!(ask(&fixture.ledger, &account, act).await, Answer::Released { .. }));
     assert_eq!(fixture.balance(&account).await.available, credits(923));
+    fixture.shut_down().await;
+}
+
+/// failures 16, 46: what the store does not have yet of keys and API holds, the worker that was told of it does again: a key is
+/// charged once, a hold ends once.
+#[tokio::test]
+async fn what_only_the_worker_knows_of_keys_and_holds_is_done_again() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let account = fixture.account("ada", 1_000);
+    let key = |number| RecordKey { id: RecordId(Uuid::from_u128(number)), fingerprint: 7 };
+    let usage = || Bytes::from_static(b"usage");
+    let keyed = |fingerprint| {
+        let record = Some(RecordKey { fingerprint, ..key(1) });
+        Act::Charge { actual: credits(5), must: false, usage: usage(), record }
+    };
+    let hold = |number, micro| Act::Hold {
+        record: key(number),
+        amount: credits(micro),
+        expires_in_us: 60_000_000,
+        must: false,
+    };
+    let settle =
+        |number, micro| Act::SettleHold { record: key(number).id, actual: credits(micro), must: false, usage: usage() };
+    let release = |number| Act::ReleaseHold { record: key(number).id, expired_only: false };
+    let say = async |act: Act| ask(&fixture.ledger, &account, act).await;
+    assert!(matches!(say(keyed(7)).await, Answer::Settled { .. }));
+    for (number, micro) in [(2, 10), (3, 20), (4, 30)] {
+        assert!(matches!(say(hold(number, micro)).await, Answer::Held { .. }));
+    }
+    assert!(matches!(say(settle(3, 15)).await, Answer::Settled { .. }));
+    assert!(matches!(say(release(4)).await, Answer::Released { .. }));
+    redis.command(&["FLUSHALL"]);
+    assert!(matches!(say(keyed(7)).await, Answer::Repeated(Kept::Charged { charged_micro: 5, .. })));
+    assert_eq!(say(keyed(8)).await, Answer::Mismatch);
+    assert!(matches!(say(hold(2, 10)).await, Answer::Repeated(Kept::Held { held_micro: 10, .. })));
+    assert!(matches!(say(settle(2, 4)).await, Answer::Settled { .. }));
+    assert!(matches!(say(settle(2, 4)).await, Answer::Finished(Kept::Charged { charged_micro: 4, .. })));
+    assert!(matches!(say(settle(3, 15)).await, Answer::Finished(Kept::Charged { charged_micro: 15, .. })));
+    assert!(matches!(say(settle(4, 1)).await, Answer::Finished(Kept::Released { .. })));
+    // Another worker may yet claim one that nobody here knows: not for ever unknown, only now.
+    assert_eq!(say(settle(9, 1)).await, Answer::Backlogged);
+    let balance = fixture.balance(&account).await;
+    assert_eq!((balance.available, balance.held, balance.debt), (credits(976), credits(0), credits(0)));
     fixture.shut_down().await;
 }
