@@ -67,6 +67,8 @@ async fn keep(client: &mut Client, retention: Retention) -> StoreResult<Pruned> 
     if let Some(until) = retention.letters_until(Timestamp::now()) {
         pruned.dead_letters = prune_letters(client, until).await?;
     }
+    // Not left to the connection's end: the next round may begin before the server notices that.
+    query_opt(client, "SELECT pg_advisory_unlock($1)", &[&UPKEEP_LOCK]).await?;
     Ok(pruned)
 }
 

@@ -94,10 +94,21 @@ async fn a_demoted_redis_is_left() {
         (synced && new.command(&["EXISTS", "fg:{00}:0:acct:ada"]) == "1").then_some(())
     })
     .await;
+    // What it acknowledges from here on, a sign of life too, would be lost with it, and that is another test.
+    old.command(&["CLIENT", "PAUSE", "60000", "WRITE"]);
+    let offset = |redis: &Redis| {
+        let said = redis.command(&["INFO", "replication"]);
+        said.lines().find_map(|line| line.strip_prefix("master_repl_offset:").map(str::to_owned))
+    };
+    eventually(Duration::from_secs(20), "the replica has all of it", || async {
+        (offset(&old).is_some() && offset(&old) == offset(&new)).then_some(())
+    })
+    .await;
     // The old one stays up, and refuses: only a new connection finds the new one.
     old.command(&["REPLICAOF", "127.0.0.1", "1"]);
     new.command(&["REPLICAOF", "NO", "ONE"]);
     proxy.aim(new.addr());
+    old.command(&["CLIENT", "UNPAUSE"]);
     assert!(matches!(ask(&fixture.ledger, &account, charge(10)).await, Answer::Settled { .. }));
     assert_eq!(new.command(&["XLEN", "fg:{00}:0:events"]), "2");
     assert!(fixture.metrics.ledger_reconnects.get() > 0);
