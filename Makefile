@@ -2,7 +2,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test torture test-clients test-api test-rules test-web web load fuzz bench bench-setup bench-footprint bench-micro bench-usage bench-flush bench-webhooks fmt lint licences
+.PHONY: help run build test torture test-clients test-stripe-types test-api test-rules test-web web load fuzz bench bench-setup bench-footprint bench-micro bench-usage bench-flush bench-webhooks fmt lint licences
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,8 +21,11 @@ torture: ## The property tests of the ledger a million times over, and the fault
 	scripts/setup-test.sh
 	scripts/torture.sh
 
-test-clients: ## The official OpenAI and Anthropic clients, Python and Node, against the gateway
+test-clients: ## The official OpenAI, Anthropic and Stripe clients, Python and Node, against the gateway and the simulator
 	scripts/test-clients.sh
+
+test-stripe-types: ## Every object of the Stripe simulator, read by async-stripe
+	scripts/test-stripe-types.sh
 
 test-web: ## The React package, and the pages in a headless Chromium (installs Node and Chromium on Debian)
 	scripts/test-web.sh

@@ -46,6 +46,11 @@ const ALL: [(Kind, &str, &str); 19] = [
 ];
 
 impl Kind {
+    /// Every kind there is.
+    pub fn all() -> impl Iterator<Item = Kind> {
+        ALL.iter().map(|(kind, ..)| *kind)
+    }
+
     pub fn prefix(self) -> &'static str {
         ALL.iter().find(|(kind, ..)| *kind == self).map_or("obj", |(_, prefix, _)| prefix)
     }

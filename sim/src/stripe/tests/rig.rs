@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::stripe::{Control, Options, PriceSpec, bind};
+use crate::stripe::{Control, Kind, Options, PriceSpec, bind};
 
 pub(super) const START: i64 = 1_767_225_600;
 pub(super) const DAY: i64 = 86_400;
@@ -66,7 +66,14 @@ impl Rig {
         Rig { url: control.url(), control, client, stop: Some(stop), task: Some(task) }
     }
 
+    /// Where `FAREGATE_STRIPE_OBJECTS` names a folder, all that the test made goes there, for `make test-stripe-types`.
     pub(super) async fn stop(mut self) {
+        if let Some(folder) = std::env::var_os("FAREGATE_STRIPE_OBJECTS") {
+            let objects: Vec<Value> = Kind::all().flat_map(|kind| self.control.objects(kind)).collect();
+            let test = std::thread::current().name().unwrap_or("test").replace("::", "-");
+            let file = std::path::Path::new(&folder).join(test).with_extension("json");
+            std::fs::write(file, Value::from(objects).to_string()).unwrap();
+        }
         drop(self.stop.take());
         self.task.take().unwrap().await.unwrap();
     }
