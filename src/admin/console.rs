@@ -107,10 +107,17 @@ async fn begin(
     if !admin.is_token(&token) {
         return Err(AuthError::Invalid.into());
     }
+    let carried = admin.session(&uri, &headers).await?;
     let ms = admin.config.page.console_session_ms;
     let (secret, expires_at) = (secret::generate().map_err(|error| no_randomness(&error))?, secret::from_now(ms));
     let hash = secret::hash(secret.reveal(), &admin.token).ok_or_else(Problem::internal)?;
     admin.store.begin_session(Session { hash, user: None, expires_at }).await?;
+    // The browser forgets its secret; nobody else is to use it.
+    if let Some(carried) = carried
+        && let Err(error) = admin.store.end_session(carried.hash).await
+    {
+        tracing::warn!(%error, "a session that was replaced could not be ended");
+    }
     admin.audit("console.sign_in", None, "").await;
     let standing = Standing { signed_in: true, expires_at: Some(Time::from_micros(expires_at)) };
     let mut response = json(StatusCode::OK, &standing);

@@ -21,7 +21,7 @@ use crate::ledger::{AccountId, Micros};
 use crate::store::StoreError;
 use crate::store::sessions::Session;
 
-const STACK_HEADERS: [&str; 2] = ["x-stack-access-token", "x-stack-auth"];
+const STACK_HEADERS: [&str; 4] = ["x-stack-access-token", "x-stack-auth", "x-hexclave-access-token", "x-hexclave-auth"];
 
 #[derive(Serialize)]
 struct Standing {
@@ -43,6 +43,9 @@ struct UserView {
 pub(super) struct Begin {
     #[serde(default)]
     link: Option<String>,
+    /// Whoever is signed in here makes way.
+    #[serde(default)]
+    switch: bool,
 }
 
 pub(super) async fn html(State(pages): State<Arc<Pages>>) -> Response {
@@ -76,24 +79,43 @@ pub(super) async fn begin(
     }
     let (secret, expires_at) = (secret::generate().map_err(|error| no_randomness(&error))?, pages.session_end());
     let hash = secret::hash(secret.reveal(), &[]).ok_or_else(Problem::internal)?;
+    let carried = pages.session(&uri, &headers).await?;
+    let before = carried.as_ref().filter(|_| !body.switch).and_then(|session| session.user.as_ref());
     let user = match body.link {
         Some(link) => {
             let used = || Problem::new(StatusCode::FORBIDDEN, "link-used", "The link does not open", LINK_USED);
             let link = secret::hash(&link, &[]).ok_or_else(used)?;
+            make_way(before, &pages.store.link_user(link).await?.ok_or_else(used)?)?;
             pages.store.redeem_link(link, hash, expires_at).await?.ok_or_else(used)?
         }
         None => {
             let principal = pages.by_token(&headers).await?;
             let user = principal.account.clone();
+            make_way(before, &user)?;
             pages.store.begin_session(Session { hash, user: Some(user.clone()), expires_at }).await?;
             user
         }
     };
+    // The browser forgets its secret; nobody else is to use it.
+    if let Some(carried) = carried
+        && let Err(error) = pages.store.end_session(carried.hash).await
+    {
+        tracing::warn!(%error, "a session that was replaced could not be ended");
+    }
     let mut response = pages.standing(&user, expires_at).await?;
     let seconds = pages.config.page.session_ms / 1_000;
     let cookie = pages.cookies.set(&secret, seconds).ok_or_else(Problem::internal)?;
     response.headers_mut().insert(SET_COOKIE, cookie);
     Ok(response)
+}
+
+/// Nobody is signed in as somebody else by opening what they were sent: what they then buy would be the sender's.
+fn make_way(before: Option<&AccountId>, user: &AccountId) -> Result<(), Problem> {
+    if before.is_none_or(|before| before == user) {
+        return Ok(());
+    }
+    let detail = "another user is signed in here: ask them, and send \"switch\": true";
+    Err(Problem::new(StatusCode::CONFLICT, "somebody-else", "Somebody else is signed in", detail))
 }
 
 const LINK_USED: &str = "it opens once, and not for long: ask for a new one where you got it";
@@ -112,9 +134,9 @@ pub(super) async fn end(State(pages): State<Arc<Pages>>, uri: Uri, headers: Head
 
 /// Lets the users' API know who is signed in on the page, where the call carries no credentials of its own.
 pub(super) async fn signed_in(State(pages): State<Arc<Pages>>, mut request: Request, next: Next) -> Response {
-    let own = ["x-api-key", AUTHORIZATION.as_str(), STACK_HEADERS[0], STACK_HEADERS[1]];
     let headers = request.headers();
-    if !own.iter().any(|name| headers.contains_key(*name)) {
+    let own = ["x-api-key", AUTHORIZATION.as_str()].into_iter().chain(STACK_HEADERS);
+    if !own.into_iter().any(|name| headers.contains_key(name)) {
         let known = match pages.session(request.uri(), headers).await {
             Ok(Some(Session { user: Some(user), .. })) => {
                 Some(pages.identity.of_user(&user).await.map_err(Problem::from))

@@ -26,6 +26,8 @@ pub struct Session {
 pub trait Sessions {
     /// Keeps a link that signs this user in once. What has expired goes.
     async fn add_link(&self, hash: SecretHash, user: &AccountId, expires_at: Micros) -> StoreResult<()>;
+    /// Whom a link would sign in; it stays unused. `None` as for [`Sessions::redeem_link`].
+    async fn link_user(&self, link: SecretHash) -> StoreResult<Option<AccountId>>;
     /// Uses a link up and begins the session in one transaction. `None`: there is no such link, or it was used, or it
     /// has expired. Of many at once exactly one gets the session.
     async fn redeem_link(

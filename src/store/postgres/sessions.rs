@@ -40,6 +40,12 @@ async fn begin_session(client: &mut Client, session: &Session) -> StoreResult<()
     tx.commit().await.map_err(failed)
 }
 
+async fn link_user(client: &Client, link: SecretHash) -> StoreResult<Option<AccountId>> {
+    let select = "SELECT user_id FROM sign_in_links WHERE hash = $1 AND expires_at > $2";
+    let row = query_opt(client, select, &[&&link[..], &time(common::now())]).await?;
+    row.map(|row| common::account(row.get(0))).transpose()
+}
+
 async fn redeem(client: &mut Client, link: &SecretHash, mut session: Session) -> StoreResult<Option<AccountId>> {
     let tx = client.transaction().await.map_err(failed)?;
     let take = "DELETE FROM sign_in_links WHERE hash = $1 AND expires_at > $2 RETURNING user_id";
@@ -66,6 +72,10 @@ async fn end(client: &Client, hash: SecretHash) -> StoreResult<()> {
 impl Sessions for PostgresStore {
     async fn add_link(&self, hash: SecretHash, user: &AccountId, expires_at: Micros) -> StoreResult<()> {
         within!(self, |client| add_link(client, &hash, user, expires_at))
+    }
+
+    async fn link_user(&self, link: SecretHash) -> StoreResult<Option<AccountId>> {
+        within!(self, |client| link_user(client, link))
     }
 
     async fn redeem_link(

@@ -35,6 +35,13 @@ fn begin(tx: &Transaction<'_>, session: &Session) -> StoreResult<()> {
     execute(tx, surplus, params![user, session.hash, MAX_SESSIONS]).map(drop)
 }
 
+fn link_user(tx: &Transaction<'_>, link: &SecretHash) -> StoreResult<Option<AccountId>> {
+    let select = "SELECT user_id FROM sign_in_links WHERE hash = ?1 AND expires_at > ?2";
+    let user: Option<String> =
+        tx.query_row(select, params![link, int(common::now())], |row| row.get(0)).optional().map_err(failed)?;
+    user.as_deref().map(common::account).transpose()
+}
+
 fn redeem(tx: &Transaction<'_>, link: &SecretHash, mut session: Session) -> StoreResult<Option<AccountId>> {
     let take = "DELETE FROM sign_in_links WHERE hash = ?1 AND expires_at > ?2 RETURNING user_id";
     let user: Option<String> =
@@ -59,6 +66,10 @@ impl Sessions for SqliteStore {
     async fn add_link(&self, hash: SecretHash, user: &AccountId, expires_at: Micros) -> StoreResult<()> {
         let user = user.clone();
         self.threads.write(move |tx| add_link(tx, &hash, &user, expires_at)).await
+    }
+
+    async fn link_user(&self, link: SecretHash) -> StoreResult<Option<AccountId>> {
+        self.threads.read(move |tx| link_user(tx, &link)).await
     }
 
     async fn redeem_link(

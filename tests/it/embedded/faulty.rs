@@ -157,6 +157,9 @@ impl Sessions for Faulty {
     async fn add_link(&self, hash: SecretHash, user: &AccountId, expires_at: Micros) -> StoreResult<()> {
         self.inner.add_link(hash, user, expires_at).await
     }
+    async fn link_user(&self, link: SecretHash) -> StoreResult<Option<AccountId>> {
+        self.inner.link_user(link).await
+    }
     async fn redeem_link(&self, link: SecretHash, new: SecretHash, until: Micros) -> StoreResult<Option<AccountId>> {
         self.inner.redeem_link(link, new, until).await
     }

@@ -1,5 +1,7 @@
 //! The billing page and the console: who gets in, and what a session may do. What they look like is `make test-web`.
 
+mod guards;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Method, Request, StatusCode};

@@ -19,6 +19,8 @@ async fn a_link_opens_once(under: Under) {
     assert!(matches!(store.add_link([1; 32], &id("ghost"), now() + HOUR_US).await, Err(StoreError::NotFound(_))));
     store.add_link([1; 32], &id("u"), now() + HOUR_US).await.unwrap();
     assert_eq!(store.redeem_link([2; 32], [9; 32], now() + HOUR_US).await.unwrap(), None);
+    assert_eq!(store.link_user([2; 32]).await.unwrap(), None);
+    assert_eq!(store.link_user([1; 32]).await.unwrap(), Some(id("u")), "asking does not use it up");
     let attempts: Vec<_> = (10..18)
         .map(|number| {
             let store = store.clone();
@@ -30,6 +32,7 @@ async fn a_link_opens_once(under: Under) {
         opened.extend(attempt.await.unwrap());
     }
     assert_eq!(opened, [id("u")]);
+    assert_eq!(store.link_user([1; 32]).await.unwrap(), None);
     assert_eq!(under.number("SELECT count(*) FROM page_sessions"), 1);
     assert_eq!(under.number("SELECT count(*) FROM sign_in_links"), 0);
 }
@@ -38,6 +41,7 @@ async fn what_has_expired_opens_nothing(under: Under) {
     let store = &under.store;
     funded(&under, "u").await;
     store.add_link([1; 32], &id("u"), now() - 1).await.unwrap();
+    assert_eq!(store.link_user([1; 32]).await.unwrap(), None);
     assert_eq!(store.redeem_link([1; 32], [9; 32], now() + HOUR_US).await.unwrap(), None);
     let session = Session { hash: [3; 32], user: Some(id("u")), expires_at: now() + HOUR_US };
     store.begin_session(session.clone()).await.unwrap();

@@ -158,6 +158,11 @@ impl Faregate {
         self.wait_until_ready();
     }
 
+    /// Other settings from the next [`Faregate::restart`] on.
+    pub fn reconfigure(&mut self, change: impl FnOnce(Options) -> Options) {
+        self.options = change(self.options.clone());
+    }
+
     /// A command of the binary (`["balance", "ann"]`) with the same settings: stdout, stderr, whether it succeeded.
     pub fn command(&self, arguments: &[&str]) -> (String, String, bool) {
         let mut command = command(&self.options, self.dir.path(), self.listen, self.admin);
