@@ -2,7 +2,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test torture test-clients test-stripe-types test-api test-rules test-web web load fuzz bench bench-setup bench-footprint bench-micro bench-usage bench-flush bench-webhooks fmt lint licences
+.PHONY: help run build test torture test-clients test-stripe-types test-api test-rules test-deploy test-web web load fuzz bench bench-setup bench-footprint bench-micro bench-usage bench-flush bench-webhooks fmt lint licences
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-api: ## A running gateway driven from its OpenAPI documents, by schemathesi
 
 test-rules: ## The Prometheus alert rules and their tests, by promtool
 	scripts/test-rules.sh
+
+test-deploy: ## The compose file, the Kubernetes example, the systemd unit; Prometheus with the shipped configuration
+	scripts/test-deploy.sh
 
 load: ## The load tests by k6, each with an audit of the books after it; LOAD_LEDGER=redis for Redis and Postgres
 	scripts/load.sh
