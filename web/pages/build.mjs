@@ -2,9 +2,12 @@
 // serves them under names that tell their content.
 import { readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
+import { gzipSync } from "node:zlib";
 import { build } from "vite";
 
 const path = (name) => fileURLToPath(new URL(name, import.meta.url));
+/** Of script, style and HTML together, as the gateway sends them. */
+const MAX_PAGE_BYTES = 120 * 1024;
 const BANNER = "/*! Contains React (c) Meta Platforms, Inc. and affiliates, MIT licence. */";
 
 for (const page of ["billing", "console"]) {
@@ -37,4 +40,8 @@ for (const page of ["billing", "console"]) {
   });
   const script = path(`../dist/${page}/app.js`);
   writeFileSync(script, `${BANNER}\n${readFileSync(script, "utf8")}`);
+  const files = ["app.js", "app.css", "index.html"].map((name) => readFileSync(path(`../dist/${page}/${name}`)));
+  const bytes = files.reduce((sum, file) => sum + gzipSync(file, { level: 9 }).length, 0);
+  console.log(`${page}: ${(bytes / 1024).toFixed(1)} KB compressed`);
+  if (bytes > MAX_PAGE_BYTES) throw new Error(`the ${page} page is larger than ${MAX_PAGE_BYTES / 1024} KB`);
 }
