@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Drives a running gateway from the OpenAPI documents that it serves: no undocumented status, no answer that its schema
-# does not allow, nothing accepted that it forbids, no 5xx. Against the simulators of an AI service and of Stripe.
+# does not allow, nothing accepted that it forbids, no 5xx. Against the simulators of an AI service, of Stripe and of Stack Auth.
 # FAREGATE_BINARY: another build than target/debug/faregate (its faregate-sim is taken from the same folder).
 # SCHEMATHESIS_EXAMPLES (30, for each operation).
 set -euo pipefail
@@ -35,6 +35,11 @@ port; stripe=127.0.0.1:$reply
 pids+=($!)
 await "Stripe's simulator" curl -sS "http://$stripe/_sim"
 
+port; stack=127.0.0.1:$reply
+"$sim" stack-auth --listen "$stack" --project openapi >"$work/stack.log" 2>&1 &
+pids+=($!)
+await "Stack Auth's simulator" curl -sS "http://$stack/_sim"
+
 mkdir "$work/gate"
 cat >"$work/gate/settings.toml" <<'TOML'
 [plans.pro]
@@ -52,7 +57,9 @@ currency = "usd"
 amount = 500
 TOML
 faregate_start gate -- FAREGATE_UPSTREAM_URL="http://$upstream" FAREGATE_STRIPE_API_BASE="http://$stripe" \
-  FAREGATE_STRIPE_SECRET_KEY=sk_test_1 FAREGATE_STRIPE_WEBHOOK_SECRETS=whsec_1
+  FAREGATE_STRIPE_SECRET_KEY=sk_test_1 FAREGATE_STRIPE_WEBHOOK_SECRETS=whsec_1 \
+  FAREGATE_STACK_BASE_URL="http://$stack" FAREGATE_STACK_PROJECT_ID=openapi \
+  FAREGATE_STACK_WEBHOOK_SECRET=whsec_dGhlLXNlY3JldC1vZi10aGUtYXBpLXRlc3Rz
 ask_admin /users '{"id":"ann"}' >/dev/null
 ask_admin /users/ann/grants '{"amount":1000000}' >/dev/null
 key=$(ask_admin /users/ann/keys '{"name":"api"}' | keys_in)
