@@ -29,7 +29,12 @@ export async function next({ browser, server, admin }) {
   assert.doesNotMatch(html, /fg_srv_/);
   const page = await browser.visit();
   const scripts = [];
-  page.on("response", (response) => scripts.push(response.text().catch(() => "")));
+  // An event stream has no end.
+  const whole = ["document", "script", "stylesheet", "fetch"];
+  page.on("response", (response) => {
+    const stream = response.headers()["content-type"]?.startsWith("text/event-stream");
+    if (!stream && whole.includes(response.request().resourceType())) scripts.push(response.text().catch(() => ""));
+  });
   await page.goto(site);
   await page.getByRole("status", { name: "5 credits available" }).waitFor();
   await browser.look(page, "example-next");

@@ -6,6 +6,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 export const ADMIN_TOKEN = "browser-tests-admin-token-0123456789";
+const STACK_PROJECT = "3f0d6a10-0000-4000-8000-000000000001";
+const STACK_SECRET = "whsec_dGhlLXNlY3JldC1vZi10aGUtYnJvd3Nlci10ZXN0cw==";
 const START_MS = 30_000;
 
 const SETTINGS = `
@@ -42,6 +44,24 @@ currency = "usd"
 amount = 500
 [prices.message]
 per_request = 0.5
+[experiments.basic_price]
+plan = "basic"
+[[experiments.basic_price.variants]]
+name = "control"
+weight = 1
+[[experiments.basic_price.variants]]
+name = "cheaper"
+weight = 3
+[[experiments.basic_price.variants.prices]]
+id = "price_basic_low"
+currency = "usd"
+interval = "month"
+amount = 900
+# Nobody listens there: what is to be told becomes a dead letter.
+[notify.webhook]
+url = "http://127.0.0.1:9/hook"
+secrets = ["whsec_YS1zZWNyZXQtb2YtMzItYnl0ZXMtZm9yLXRlc3Rz"]
+max_attempts = 1
 [stripe]
 secret_key = "sk_test_of_the_browser"
 webhook_secrets = ["whsec_browser"]
@@ -86,7 +106,7 @@ export async function until(what, ask, ms = START_MS) {
 
 /** A gateway with the demo upstream, and Stripe. */
 export async function open({ faregate, sim }) {
-  const [listen, admin, stripe] = await Promise.all([freePort(), freePort(), freePort()]);
+  const [listen, admin, stripe, stack] = await Promise.all([freePort(), freePort(), freePort(), freePort()]);
   const gate = `http://127.0.0.1:${listen}`;
   const operator = `http://127.0.0.1:${admin}`;
   const settings = join(folder, "settings.toml");
@@ -98,8 +118,20 @@ export async function open({ faregate, sim }) {
     FAREGATE_DATA_DIR: join(folder, "data"),
     FAREGATE_STRIPE_API_BASE: `http://127.0.0.1:${stripe}`,
     FAREGATE_STRIPE__RETURN_URL: `${gate}/billing`,
+    FAREGATE_STACK_PROJECT_ID: STACK_PROJECT,
+    FAREGATE_STACK_BASE_URL: `http://127.0.0.1:${stack}`,
+    FAREGATE_STACK_WEBHOOK_SECRET: STACK_SECRET,
   });
-  const prices = ["price_basic=1000:usd:month", "price_pro=2000:usd:month", "price_pro_year=20000:usd:year", "price_small=500:usd"];
+  start(sim, [
+    "stack-auth",
+    "--listen",
+    `127.0.0.1:${stack}`,
+    "--project",
+    STACK_PROJECT,
+    "--webhook",
+    `${gate}/api/auth/webhook=${STACK_SECRET}`,
+  ]);
+  const prices = ["price_basic=1000:usd:month", "price_basic_low=900:usd:month", "price_pro=2000:usd:month", "price_pro_year=20000:usd:year", "price_small=500:usd"];
   start(sim, [
     "stripe",
     "--listen",
@@ -110,7 +142,8 @@ export async function open({ faregate, sim }) {
   ]);
   await until("the gateway", async () => (await fetch(`${operator}/readyz`)).ok);
   await until("Stripe", async () => (await fetch(`http://127.0.0.1:${stripe}/`)).ok);
-  return { gate, operator, stripe: `http://127.0.0.1:${stripe}`, log };
+  await until("Stack Auth", async () => (await fetch(`http://127.0.0.1:${stack}/_sim`)).ok);
+  return { gate, operator, stripe: `http://127.0.0.1:${stripe}`, stack: `http://127.0.0.1:${stack}`, log };
 }
 
 export async function close() {

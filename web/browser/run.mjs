@@ -4,6 +4,7 @@ import { strict as assert } from "node:assert";
 import { mkdirSync, rmSync } from "node:fs";
 import { ADMIN_TOKEN, close, open, until } from "./processes.mjs";
 import { next } from "./next.mjs";
+import { sessions } from "./sessions.mjs";
 import { states } from "./states.mjs";
 import { Browser } from "./watch.mjs";
 
@@ -14,7 +15,7 @@ rmSync(shots, { recursive: true, force: true });
 mkdirSync(shots, { recursive: true });
 
 const server = await open(binaries);
-const browser = await Browser.open(process.env.CHROMIUM ?? "/usr/bin/chromium", shots);
+const browser = await Browser.open(process.env.CHROMIUM ?? "/usr/bin/chromium", shots, server.stripe);
 const step = (text) => console.log(`- ${text}`);
 
 async function admin(path, body = {}, method = "POST") {
@@ -31,10 +32,10 @@ const ours = (url) => !url.startsWith(server.stripe);
 let key;
 
 /** A message to the demo upstream, as the user's chat client sends it. */
-async function chat() {
+async function chat(as = key) {
   const response = await fetch(`${server.gate}/v1/chat/completions`, {
     method: "POST",
-    headers: { authorization: `Bearer ${key}`, "content-type": "application/json" },
+    headers: { authorization: `Bearer ${as}`, "content-type": "application/json" },
     body: JSON.stringify({ model: "demo", messages: [{ role: "user", content: "Hello" }] }),
   });
   await response.text();
@@ -115,15 +116,25 @@ async function user() {
   await page.getByRole("button", { name: "Resume subscription" }).click();
   await page.getByText(/Renews on/).waitFor();
 
-  step("keys");
+  step("keys: made, shown once, used, revoked");
   await page.getByRole("link", { name: "API keys" }).click();
   await page.getByLabel("Name").fill("laptop");
   await page.getByRole("button", { name: "Create key" }).click();
-  await page.getByText(/^fg_live_/).first().waitFor();
+  const made = await page.locator(".keys .fg-note .code").innerText();
+  assert.match(made, /^fg_live_\w{20,}/);
   await browser.look(page, "billing-keys");
+  assert.equal(await chat(made), 200);
+  await page.reload();
+  await page.getByRole("button", { name: "Revoke laptop" }).waitFor();
+  assert.ok(!(await page.content()).includes(made), "a key is shown once");
+  await page.getByText(/last used/).first().waitFor();
+  await page.getByRole("button", { name: "Revoke laptop" }).click();
+  await browser.look(page, "billing-keys-revoke");
+  await page.getByRole("button", { name: "Keep it" }).click();
   await page.getByRole("button", { name: "Revoke laptop" }).click();
   await page.getByRole("button", { name: "Revoke", exact: true }).click();
   await page.getByRole("button", { name: "Revoke laptop" }).waitFor({ state: "detached" });
+  await until("the key opens nothing", async () => (await chat(made)) === 401);
 
   step("notifications");
   await page.getByRole("link", { name: /Notifications/ }).click();
@@ -131,6 +142,10 @@ async function user() {
   await browser.look(page, "billing-notifications");
   await page.getByRole("button", { name: "Mark all as read" }).click();
   await page.getByRole("button", { name: "Mark all as read" }).waitFor({ state: "detached" });
+  await page.reload();
+  await page.getByText("You have no credits left.").first().waitFor();
+  assert.equal(await page.locator(".unread").count(), 0, "what was read stays read");
+  assert.equal(await page.locator(".tabs .count").count(), 0);
 
   step("feedback");
   await page.getByText("Feedback").click();
@@ -219,6 +234,7 @@ async function operator() {
   await page.getByRole("button", { name: "invoice.paid" }).first().click();
   await page.getByRole("button", { name: "Replay" }).click();
   await page.getByText("It is processed anew").waitFor();
+  await page.locator(".event .fg-badge", { hasText: "processed" }).waitFor();
   await browser.look(page, "console-event");
   const event = decodeURIComponent(await page.locator(".event .fg-title").innerText());
   await until("the replay", async () => (await admin(`/events/${event}`, {}, "GET")).state === "processed");
@@ -226,10 +242,10 @@ async function operator() {
 
   for (const [name, text] of [
     ["Reports", "Revenue"],
-    ["Experiments", "Experiments"],
+    ["Experiments", "cheaper"],
     ["Feedback", "More models, please."],
-    ["Audit log", "freeze"],
-    ["Health", "On its way"],
+    ["Audit log", "console.sign_in"],
+    ["Health", "credits_exhausted"],
   ]) {
     step(name.toLowerCase());
     await page.getByRole("link", { name, exact: true }).click();
@@ -246,6 +262,7 @@ let failed;
 try {
   await user();
   await operator();
+  await sessions({ browser, server, admin, step });
   step("the Next.js example");
   await next({ browser, server, admin });
   step("every state that a page can be in");

@@ -95,7 +95,8 @@ export async function states({ browser, server, admin }) {
     await picture(`state-loading-${tab}`, tab, every("never"), { ready: ".fg-skeleton" });
     await picture(`state-error-${tab}`, tab, every(broken), { ready: ".fg-note-error" });
   }
-  await picture("state-unauthorized", "history", every(json({ detail: "no" }, 401)), { ready: ".fg-note-error" });
+  const lost = { ...rich, "billing/history**": json({ detail: "no" }, 401) };
+  await picture("state-unauthorized", "history", lost, { ready: ".door .fg-card", text: "Your session has ended" });
   for (const [name, more, text] of [
     ["past-due", { status: "past_due", past_due_since: later(-1), grace_ends_at: later(3), pay_url: "https://invoice.example/i" }, "Pay now"],
     ["trial", { status: "trialing", trial_end: later(9) }, "Your trial ends"],

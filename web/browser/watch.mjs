@@ -16,14 +16,17 @@ export const LOOKS = [
 export class Browser {
   #browser;
   #shots;
+  #elsewhere;
   problems = [];
   shots = 0;
 
-  static async open(executablePath, shots) {
+  /** `elsewhere`: the one site that people may be sent to. */
+  static async open(executablePath, shots, elsewhere) {
     const args = process.getuid?.() === 0 ? ["--no-sandbox"] : [];
     const browser = new Browser();
     browser.#browser = await chromium.launch({ executablePath, args });
     browser.#shots = shots;
+    browser.#elsewhere = elsewhere;
     return browser;
   }
 
@@ -38,6 +41,7 @@ export class Browser {
     const page = await context.newPage();
     page.setDefaultTimeout(20_000);
     page.on("pageerror", (error) => this.problems.push(`error on ${page.url()}: ${error}`));
+    page.on("request", (request) => this.#allowed(request));
     if (strict) {
       page.on("console", (message) => {
         if (["error", "warning"].includes(message.type()) && ours(message.location().url)) this.problems.push(`console on ${page.url()}: ${message.text()}`);
@@ -53,6 +57,20 @@ export class Browser {
       });
     }
     return page;
+  }
+
+  /** A page calls nobody but the site that it came from; people may be sent to Stripe, whose pages are its own. */
+  #allowed(request) {
+    const to = new URL(request.url());
+    if (!to.protocol.startsWith("http")) return;
+    if (request.isNavigationRequest()) {
+      if (to.hostname !== "127.0.0.1" && to.hostname !== "localhost") this.problems.push(`people are sent to ${to.origin}`);
+      return;
+    }
+    const from = new URL(request.frame().url());
+    if (from.origin !== this.#elsewhere && from.origin !== to.origin) {
+      this.problems.push(`${from.href} asks another site: ${to.href}`);
+    }
   }
 
   /** A picture in every look, and axe's opinion of each. */

@@ -15,10 +15,10 @@ import { Tabs, useTab, useTitle } from "../shared/tabs.js";
 import { Feedback } from "./feedback.js";
 import { Keys } from "./keys.js";
 import { NotificationList } from "./notifications.js";
-import { again, begin, end, OWN_CALL, SignInError, type Session, type User } from "./session.js";
+import { again, begin, current, end, OWN_CALL, SignInError, SOMEBODY_ELSE, switchUser, type Session, type User } from "./session.js";
 import { pageTexts, type PageTexts } from "./texts.js";
 
-type Door = "opening" | "out" | "expired" | "used" | "failed";
+type Door = "opening" | "out" | "expired" | "used" | "refused" | "other" | "failed";
 
 export function App({ locale }: { locale: string }) {
   const [session, setSession] = useState<Session>();
@@ -31,9 +31,9 @@ export function App({ locale }: { locale: string }) {
         setDoor("out");
       },
       (error: unknown) => {
-        // A browser that is signed in already may open an old link.
-        const refused = error instanceof SignInError && error.status < 500;
-        setDoor(refused ? "used" : "failed");
+        if (!(error instanceof SignInError) || error.status >= 500) setDoor("failed");
+        else if (error.status === SOMEBODY_ELSE) setDoor("other");
+        else setDoor(error.by === "link" ? "used" : "refused");
       },
     );
   useEffect(() => void enter(begin()), []);
@@ -59,10 +59,21 @@ export function App({ locale }: { locale: string }) {
       () => setDoor("failed"),
     );
   const user = session?.user ?? null;
+  // It was ended elsewhere: by an operator, or in another tab.
+  const lost = () => {
+    setSession(undefined);
+    setDoor("expired");
+  };
   return (
-    <FaregateProvider baseUrl={facts().api} headers={OWN_CALL} locale={locale}>
+    <FaregateProvider baseUrl={facts().api} headers={OWN_CALL} locale={locale} onUnauthorized={lost}>
       {user === null ? (
-        <DoorCard door={door} texts={texts} retry={() => void enter(again())} />
+        <DoorCard
+          door={door}
+          texts={texts}
+          retry={() => void enter(again())}
+          go={() => void enter(switchUser())}
+          stay={() => void enter(current())}
+        />
       ) : (
         <Signed user={user} texts={texts} onSignOut={() => void signOut()} />
       )}
@@ -70,25 +81,46 @@ export function App({ locale }: { locale: string }) {
   );
 }
 
-function DoorCard({ door, texts, retry }: { door: Door; texts: PageTexts; retry: () => void }) {
-  const title = door === "expired" ? texts.expiredTitle : texts.signedOutTitle;
+interface DoorProps {
+  door: Door;
+  texts: PageTexts;
+  retry: () => void;
+  go: () => void;
+  stay: () => void;
+}
+
+function DoorCard({ door, texts, retry, go, stay }: DoorProps) {
+  const titles: Partial<Record<Door, string>> = { opening: texts.brand, expired: texts.expiredTitle, other: texts.otherTitle };
+  const title = titles[door] ?? texts.signedOutTitle;
   const words: Record<Door, string> = {
     opening: texts.signingIn,
     out: texts.signedOutText,
     expired: texts.expiredText,
     used: texts.linkUsed,
+    refused: texts.signInRefused,
+    other: texts.otherText,
     failed: texts.signInFailed,
   };
   useTitle(texts.brand);
   return (
     <main className="door">
       <div className="fg-card">
-        <h1 className="fg-title">{door === "opening" ? texts.brand : title}</h1>
+        <h1 className="fg-title">{title}</h1>
         <p role={door === "opening" || door === "out" ? "status" : "alert"}>{words[door]}</p>
         {door === "failed" && (
           <button type="button" className="fg-button fg-button-primary" onClick={retry}>
             {texts.retry}
           </button>
+        )}
+        {door === "other" && (
+          <div className="fg-actions">
+            <button type="button" className="fg-button fg-button-primary" onClick={stay}>
+              {texts.otherStay}
+            </button>
+            <button type="button" className="fg-button" onClick={go}>
+              {texts.otherGo}
+            </button>
+          </div>
         )}
       </div>
     </main>

@@ -15,22 +15,32 @@ export interface Session {
 /** Set on every call: with it, and the cookie, the gateway knows the page's own scripts. */
 export const OWN_CALL = { "x-faregate-page": "1" };
 
+type By = "link" | "token" | "cookie";
+
 export class SignInError extends Error {
   readonly status: number;
-  constructor(status: number) {
+  /** What was to sign in: a link, a token, or the session that a cookie carries. */
+  readonly by: By;
+  constructor(status: number, by: By) {
     super(`HTTP ${status}`);
     this.status = status;
+    this.by = by;
   }
 }
 
-async function call(method: string, headers: Record<string, string> = {}, body?: unknown): Promise<Session> {
+async function call(
+  method: string,
+  by: By = "cookie",
+  headers: Record<string, string> = {},
+  body?: unknown,
+): Promise<Session> {
   const init: RequestInit = { method, headers: { ...OWN_CALL, ...headers }, cache: "no-store" };
   if (body !== undefined) {
     init.body = JSON.stringify(body);
     init.headers = { ...init.headers, "content-type": "application/json" };
   }
   const response = await fetch(`${facts().page}/session`, init);
-  if (!response.ok) throw new SignInError(response.status);
+  if (!response.ok) throw new SignInError(response.status, by);
   return response.status === 204 ? { user: null, expires_at: null } : ((await response.json()) as Session);
 }
 
@@ -45,6 +55,8 @@ function brought(): URLSearchParams {
 }
 
 let begun: Promise<Session> | undefined;
+/** Kept until it has an answer: it may have to be sent again, or somebody asked whether another account is meant. */
+let pending: ((more: { switch?: true }) => Promise<Session>) | undefined;
 
 /** Once for each time the page is opened: a link does not open twice. */
 export function begin(): Promise<Session> {
@@ -52,11 +64,39 @@ export function begin(): Promise<Session> {
     const found = brought();
     const link = found.get("link");
     const token = found.get("token");
-    if (link !== null) return call("POST", {}, { link });
-    if (token !== null) return call("POST", { "x-stack-access-token": token }, {});
-    return call("GET");
+    if (link !== null) pending = (more) => call("POST", "link", {}, { link, ...more });
+    else if (token !== null) pending = (more) => call("POST", "token", { "x-stack-access-token": token }, more);
+    return pending === undefined ? current() : open({});
   })();
   return begun;
+}
+
+/** The status that tells that another user is signed in here. */
+export const SOMEBODY_ELSE = 409;
+
+async function open(more: { switch?: true }): Promise<Session> {
+  try {
+    const session = await (pending === undefined ? current() : pending(more));
+    pending = undefined;
+    return session;
+  } catch (error) {
+    if (!(error instanceof SignInError) || error.status >= 500 || error.status === SOMEBODY_ELSE) throw error;
+    // It does not open, and will not: whoever is signed in already stays.
+    pending = undefined;
+    const here = await current().catch(() => undefined);
+    if (here?.user) return here;
+    throw error;
+  }
+}
+
+/** Whoever is signed in makes way for the one whom the link or the token names. */
+export function switchUser(): Promise<Session> {
+  return open({ switch: true });
+}
+
+/** Who is signed in, and nothing else. */
+export function current(): Promise<Session> {
+  return call("GET");
 }
 
 export function again(): Promise<Session> {

@@ -13,6 +13,11 @@ export interface PageTexts {
   signedOutText: string;
   expiredTitle: string;
   expiredText: string;
+  signInRefused: string;
+  otherTitle: string;
+  otherText: string;
+  otherStay: string;
+  otherGo: string;
   linkUsed: string;
   signingIn: string;
   signInFailed: string;
@@ -73,6 +78,11 @@ const en: PageTexts = {
   signedOutText: "Open the billing page from the app that brought you here, or ask for a new link.",
   expiredTitle: "Your session has ended",
   expiredText: "Open the billing page again from the app that brought you here.",
+  signInRefused: "This sign-in is not valid, or not any more. Sign in again in the app that brought you here.",
+  otherTitle: "Another account",
+  otherText: "You are signed in already, and what you opened is for another account. Go on with it only if you asked for it yourself: what you buy there is that account's.",
+  otherStay: "Stay signed in",
+  otherGo: "Switch to the other account",
   linkUsed: "This link has been used, or its time has passed. Ask for a new one where you got it.",
   signingIn: "Signing you in…",
   signInFailed: "You could not be signed in right now.",
@@ -133,6 +143,11 @@ const nl: PageTexts = {
   signedOutText: "Open de betaalpagina vanuit de app waar je vandaan komt, of vraag een nieuwe link.",
   expiredTitle: "Je sessie is verlopen",
   expiredText: "Open de betaalpagina opnieuw vanuit de app waar je vandaan komt.",
+  signInRefused: "Deze aanmelding is niet of niet meer geldig. Meld je opnieuw aan in de app waar je vandaan komt.",
+  otherTitle: "Een ander account",
+  otherText: "Je bent al aangemeld, en wat je hebt geopend is voor een ander account. Ga daar alleen mee verder als je er zelf om hebt gevraagd: wat je koopt, is dan van dat account.",
+  otherStay: "Aangemeld blijven",
+  otherGo: "Naar het andere account",
   linkUsed: "Deze link is al gebruikt of verlopen. Vraag een nieuwe waar je hem vandaan hebt.",
   signingIn: "Je wordt ingelogd…",
   signInFailed: "Inloggen lukt op dit moment niet.",

@@ -6,7 +6,8 @@ import { facts } from "../shared/facts.js";
 import { Tabs, useTab, useTitle } from "../shared/tabs.js";
 import { Events } from "./events.js";
 import { Health } from "./health.js";
-import { Audit, Experiments, FeedbackList } from "./lists.js";
+import { Experiments } from "./experiments.js";
+import { Audit, FeedbackList } from "./lists.js";
 import { Live } from "./live.js";
 import { Reports } from "./reports.js";
 import { call, OWN_CALL, type Session } from "./session.js";
@@ -27,6 +28,9 @@ const NAMES: Record<Tab, string> = {
 };
 
 const LOCALE = navigator.language || "en";
+const NOBODY: Session = { signed_in: false, expires_at: null };
+/** Browsers take a longer one for none at all. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
 
 export function App() {
   const [session, setSession] = useState<Session>();
@@ -38,11 +42,11 @@ export function App() {
   useEffect(() => {
     if (expires === null) return;
     const left = new Date(expires).getTime() - Date.now();
-    const timer = setTimeout(() => setSession({ signed_in: false, expires_at: null }), Math.max(0, left));
+    const timer = setTimeout(() => setSession(NOBODY), Math.max(0, Math.min(left, MAX_TIMER_MS)));
     return () => clearTimeout(timer);
   }, [expires]);
   return (
-    <FaregateProvider baseUrl={facts().api} headers={OWN_CALL} locale={LOCALE}>
+    <FaregateProvider baseUrl={facts().api} headers={OWN_CALL} locale={LOCALE} onUnauthorized={() => setSession(NOBODY)}>
       {session?.signed_in ? (
         <Console onSignOut={() => void call("DELETE").then(setSession, fail)} />
       ) : (

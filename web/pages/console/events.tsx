@@ -1,5 +1,5 @@
 import { formatDateTime, formatMoney, useFaregate } from "@faregate/react";
-import { useState } from "react";
+import { useEffect, useState } from "react";
 import { Answer, Badge, Section } from "../../react/src/components/parts.js";
 import { focusOnce } from "../../react/src/components/PlanSelector.js";
 import { useAction, useResource } from "../../react/src/hooks/resources.js";
@@ -20,6 +20,7 @@ interface Event {
   payload?: unknown;
 }
 
+const POLL_MS = 1_000;
 const STATES = ["", "pending", "parked", "processed", "ignored"];
 const TONES = { pending: "warn", processed: "good", ignored: "plain", parked: "bad" } as const;
 
@@ -79,6 +80,13 @@ function OneEvent({ id, onBack }: { id: string; onBack: () => void }) {
   const query = useResource(store.resource(path, () => client.get<Event>(path)));
   const replay = useAction();
   const [done, finish] = useState(false);
+  const { data, reload } = query;
+  // What is under way is looked at again until it is done.
+  useEffect(() => {
+    if (data?.state !== "pending") return;
+    const timer = setTimeout(() => void reload(), POLL_MS);
+    return () => clearTimeout(timer);
+  }, [data, reload]);
   const again = () =>
     replay.run(async () => {
       await client.post(`${path}/replay`, {});

@@ -1,5 +1,6 @@
 import { formatNumber, useFaregate } from "@faregate/react";
 import { Badge, Section, Skeleton } from "../../react/src/components/parts.js";
+import { Rows } from "./lists.js";
 import { parse, total, type Metrics } from "./metrics.js";
 import { usePoll } from "./poll.js";
 
@@ -78,6 +79,7 @@ export function Health() {
           ))}
         </ul>
       </Section>
+      <DeadLetters />
       <Section title="On its way" className="figures">
         <ul className="items">
           {figures.map(([name, value, bad]) => (
@@ -92,5 +94,14 @@ export function Health() {
         </ul>
       </Section>
     </>
+  );
+}
+
+/** What could not be written as it should be, and messages to the product's backend that were given up. */
+function DeadLetters() {
+  return (
+    <Section title="Dead letters" className="letters">
+      <Rows path="/dead-letters?limit=20" empty="Everything has been written as it should be." label="Dead letters" />
+    </Section>
   );
 }

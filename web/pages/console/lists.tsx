@@ -8,10 +8,10 @@ type Row = Record<string, unknown>;
 /** What is not worth a place in a table. */
 const HIDDEN = new Set(["id"]);
 /** Longer texts take several lines. */
-const LONG = 40;
+const LONG = 24;
 
 /** Rows of whatever fields they have. */
-function Rows({ path, empty, label }: { path: string; empty: string; label: string }) {
+export function Rows({ path, empty, label }: { path: string; empty: string; label: string }) {
   const query = useList<Row>(path);
   const { locale } = useFaregate();
   return (
@@ -82,14 +82,6 @@ export function FeedbackList() {
   return (
     <Section title="Feedback" className="feedback">
       <Rows path="/feedback?limit=50" empty="No feedback yet." label="Feedback" />
-    </Section>
-  );
-}
-
-export function Experiments() {
-  return (
-    <Section title="Experiments" className="experiments">
-      <Rows path="/experiments" empty="No experiments are running." label="Experiments" />
     </Section>
   );
 }

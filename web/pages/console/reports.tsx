@@ -1,3 +1,4 @@
+import { units } from "../../react/src/format.js";
 import { BarChart, formatCredits, formatDay, formatMoney, formatNumber, formatShort, useFaregate } from "@faregate/react";
 import { useState, type ReactNode } from "react";
 import { Answer, Section } from "../../react/src/components/parts.js";
@@ -76,6 +77,12 @@ function Download({ name, days }: { name: string; days: number }) {
   );
 }
 
+/** The days on which nothing happened, too. */
+function everyDay<T extends { day: string }>(rows: T[], days: number): { day: string; row: T | undefined }[] {
+  const known = new Map(rows.map((row) => [row.day, row]));
+  return Array.from({ length: days }, (_, index) => dayBefore(days - 1 - index)).map((day) => ({ day, row: known.get(day) }));
+}
+
 function Usage({ days }: { days: number }) {
   const query = useReport<UsageReport>("usage", days);
   const { locale } = useFaregate();
@@ -100,11 +107,11 @@ function Usage({ days }: { days: number }) {
             />
             {rows.length > 0 && (
               <BarChart
-                bars={rows.map((row) => ({
-                  key: row.day,
-                  label: formatDay(row.day, locale),
-                  value: row.credits,
-                  text: `${formatCredits(row.credits, locale)} credits, ${formatNumber(row.messages, locale)} messages, ${row.active_users} users`,
+                bars={everyDay(rows, days).map(({ day, row }) => ({
+                  key: day,
+                  label: formatDay(day, locale),
+                  value: row?.credits ?? 0,
+                  text: `${formatCredits(row?.credits ?? 0, locale)} credits, ${formatNumber(row?.messages ?? 0, locale)} messages, ${row?.active_users ?? 0} users`,
                 }))}
                 label={`Credits used by day, ${formatCredits(totals.credits, locale)} in all`}
                 axis={(value) => formatShort(value, locale)}
@@ -170,7 +177,7 @@ function Revenue({ days }: { days: number }) {
               />
               {first !== undefined && byMonth.size > 0 && (
                 <BarChart
-                  bars={[...byMonth].map(([month, net]) => ({ key: month, label: month, value: net / 100, text: money(net, first) }))}
+                  bars={[...byMonth].map(([month, net]) => ({ key: month, label: month, value: units(net, first), text: money(net, first) }))}
                   label={`Net revenue by month in ${first.toUpperCase()}`}
                   axis={(value) => formatShort(value, locale)}
                 />

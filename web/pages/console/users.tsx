@@ -1,5 +1,5 @@
 import { formatCredits, formatDate, formatDateTime, useFaregate } from "@faregate/react";
-import { useState } from "react";
+import { useRef, useState } from "react";
 import { Answer, Badge, Section } from "../../react/src/components/parts.js";
 import { focusOnce } from "../../react/src/components/PlanSelector.js";
 import { useAction, useResource } from "../../react/src/hooks/resources.js";
@@ -217,16 +217,20 @@ function GiveCredits({ path, onGiven }: { path: string; onGiven: () => void }) {
   const [kind, setKind] = useState("promo");
   const [note, setNote] = useState("");
   const [days, setDays] = useState("");
-  // The same grant sent again is given once.
-  const [key, renew] = useState(() => crypto.getRandomValues(new Uint32Array(4)).join("-"));
+  // The same grant sent again, after an answer that never came, is given once; another one has a key of its own.
+  const sent = useRef<{ form: string; key: string; body: Record<string, unknown> } | undefined>(undefined);
   const action = useAction();
   const submit = () =>
     action.run(async () => {
-      const body: Record<string, unknown> = { amount: Number(amount), kind };
-      if (note.trim() !== "") body["note"] = note.trim();
-      if (days !== "") body["expires_at"] = new Date(Date.now() + Number(days) * 86_400_000).toISOString();
-      await client.post(`${path}/grants`, body, key);
-      renew(crypto.getRandomValues(new Uint32Array(4)).join("-"));
+      const form = JSON.stringify([amount, kind, note, days]);
+      if (sent.current?.form !== form) {
+        const body: Record<string, unknown> = { amount: Number(amount), kind };
+        if (note.trim() !== "") body["note"] = note.trim();
+        if (days !== "") body["expires_at"] = new Date(Date.now() + Number(days) * 86_400_000).toISOString();
+        sent.current = { form, key: crypto.getRandomValues(new Uint32Array(4)).join("-"), body };
+      }
+      await client.post(`${path}/grants`, sent.current.body, sent.current.key);
+      sent.current = undefined;
       setAmount("");
       setNote("");
       onGiven();

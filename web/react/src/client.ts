@@ -9,6 +9,8 @@ export interface ClientOptions {
   tokenHeader?: "authorization" | "x-stack-access-token" | undefined;
   /** Sent with every request. */
   headers?: Readonly<Record<string, string>> | undefined;
+  /** Called when the gateway does not know who is calling any more: the token or the session has ended. */
+  onUnauthorized?: (() => void) | undefined;
   /** Instead of the global one. */
   fetch?: typeof fetch | undefined;
 }
@@ -94,6 +96,7 @@ export class FaregateClient {
       if (init.signal?.aborted && init.signal.reason === undefined) throw error;
       throw new FaregateError("offline", 0, error instanceof Error ? error.message : "the gateway is out of reach");
     }
+    if (response.status === 401) this.#options.onUnauthorized?.();
     if (!response.ok) throw await failure(response);
     return response;
   }

@@ -6,17 +6,26 @@ const ZERO_DECIMAL = new Set(
 );
 const THREE_DECIMAL = new Set("bhd jod kwd omr tnd".split(" "));
 
+function digitsOf(code: string): number {
+  return ZERO_DECIMAL.has(code) ? 0 : THREE_DECIMAL.has(code) ? 3 : 2;
+}
+
+/** An amount in the currency's smallest unit as one in its whole units, to be drawn and not to be counted with. */
+export function units(amount: number, currency: string): number {
+  return amount / 10 ** digitsOf(currency.toLowerCase());
+}
+
 /** An amount in the currency's smallest unit. */
 export function formatMoney(amount: number, currency: string, locale: string): string {
   const code = currency.toLowerCase();
-  const digits = ZERO_DECIMAL.has(code) ? 0 : THREE_DECIMAL.has(code) ? 3 : 2;
+  const digits = digitsOf(code);
   const whole = amount % 10 ** digits === 0;
   return new Intl.NumberFormat(locale, {
     style: "currency",
     currency: code.toUpperCase(),
     minimumFractionDigits: whole ? 0 : digits,
     maximumFractionDigits: digits,
-  }).format(amount / 10 ** digits);
+  }).format(units(amount, code));
 }
 
 /** Small amounts keep the digits that tell them apart. */

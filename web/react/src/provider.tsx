@@ -41,6 +41,7 @@ export function FaregateProvider(props: FaregateProviderProps) {
         baseUrl,
         tokenHeader,
         getToken: () => latest.current.getToken?.() ?? null,
+        onUnauthorized: () => latest.current.onUnauthorized?.(),
         headers: props.headers,
         fetch: props.fetch,
       }),

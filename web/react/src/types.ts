@@ -113,7 +113,8 @@ export interface UsageReport {
 }
 
 export interface Notification {
-  id: string;
+  /** Of this user, rising. */
+  id: number;
   kind: string;
   data: Record<string, unknown>;
   created_at: string;

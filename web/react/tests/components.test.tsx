@@ -45,10 +45,30 @@ describe.each([
     expect((await screen.findAllByText(ready)).length).toBeGreaterThan(0);
   });
 
-  it("says that the session has ended", async () => {
-    show(gateway().on(route, { status: 401, body: { detail: "no" } }), component);
+  it("says that the session has ended, and tells the page", async () => {
+    const onUnauthorized = vi.fn();
+    show(gateway().on(route, { status: 401, body: { detail: "no" } }), component, { onUnauthorized });
     expect((await screen.findByRole("alert")).textContent).toContain("Your session has ended");
     expect(screen.queryByRole("button", { name: "Try again" })).toBeNull();
+    expect(onUnauthorized).toHaveBeenCalled();
+  });
+
+  it("says that the caller may not, and does not try again", async () => {
+    show(gateway().on(route, { status: 403, body: { detail: "closed" } }), component);
+    expect((await screen.findByRole("alert")).textContent).toContain("may not do that");
+    expect(screen.queryByRole("button", { name: "Try again" })).toBeNull();
+  });
+
+  it("keeps what it has when the service is away, and says so", async () => {
+    const gate = gateway();
+    show(gate, component);
+    expect((await screen.findAllByText(ready)).length).toBeGreaterThan(0);
+    gate.on(route, { status: 503, body: {} });
+    // The network came back: everything is asked again.
+    act(() => goOnline(true));
+    expect((await screen.findByRole("alert")).textContent).toContain("does not answer");
+    expect(screen.getAllByText(ready).length).toBeGreaterThan(0);
+    await accessible();
   });
 
   it("keeps what it has while offline, and says so", async () => {
@@ -123,6 +143,12 @@ describe("CreditsDisplay", () => {
     expect(screen.getByText("1,040 credits available")).toBeTruthy();
   });
 
+  it.each([["never"], ["offline"], [{ status: 503, body: {} }]] as const)("fits into a line while it is not known: %j", async (reply) => {
+    show(gateway().on("GET /credits/check", reply), <CreditsDisplay compact />);
+    expect(await screen.findByRole("status", { name: "… credits available" })).toBeTruthy();
+    await accessible();
+  });
+
   it("fits into a line", async () => {
     show(gateway(), <CreditsDisplay compact />);
     expect(await screen.findByRole("status", { name: "40 credits available" })).toBeTruthy();
@@ -153,6 +179,17 @@ describe("CreditsWarning", () => {
     expect(screen.queryByRole("button", { name: "Dismiss" })).toBeNull();
     await accessible();
   });
+
+  it.each([["never"], ["offline"], [{ status: 401, body: {} }], [{ status: 500, body: {} }]] as const)(
+    "shows nothing while the balance is not known: %j",
+    async (reply) => {
+      const gate = gateway().on("GET /credits/check", reply);
+      show(gate, <CreditsWarning />);
+      await waitFor(() => expect(gate.made("GET", "/credits/check").length).toBe(1));
+      expect(screen.queryByRole("status")).toBeNull();
+      expect(screen.queryByRole("alert")).toBeNull();
+    },
+  );
 
   it("warns at a balance of one's own", async () => {
     show(gateway(), <CreditsWarning threshold={50} />);
@@ -316,6 +353,33 @@ describe("SubscriptionStatus", () => {
     await accessible();
   });
 
+  it.each([
+    ["active", "Active", true],
+    ["trialing", "Trial", true],
+    ["past_due", "Payment due", true],
+    ["unpaid", "Unpaid", true],
+    ["paused", "Paused", true],
+    ["canceled", "Ended", false],
+    ["incomplete", "Payment incomplete", false],
+    ["incomplete_expired", "Payment not completed", false],
+  ])("calls %s by its name, and offers to cancel what runs", async (status, name, runs) => {
+    show(gateway().on("GET /billing/subscription", { body: standing({ status }) }), <SubscriptionStatus />);
+    expect(await screen.findByText(name)).toBeTruthy();
+    expect(screen.queryByRole("button", { name: "Cancel subscription" }) !== null).toBe(runs);
+  });
+
+  it("says why it could not be resumed, and why the portal did not open", async () => {
+    const gate = gateway()
+      .on("GET /billing/subscription", { body: standing({ cancel_at_period_end: true }) })
+      .on("POST /billing/subscription", { status: 409, body: { detail: "it has ended meanwhile" } })
+      .on("POST /billing/portal", "offline");
+    show(gate, <SubscriptionStatus />);
+    await click(await screen.findByText("Resume subscription").then(() => "Resume subscription"));
+    expect((await screen.findByRole("alert")).textContent).toContain("it has ended meanwhile");
+    await click("Payment method and invoices");
+    await waitFor(() => expect(screen.getAllByRole("alert").some((one) => one.textContent?.includes("You are offline"))).toBe(true));
+  });
+
   it("asks to pay what is due, only at an address of the web", async () => {
     const due = { status: "past_due", past_due_since: "2026-03-02T12:00:00Z", grace_ends_at: "2026-03-06T12:00:00Z" };
     const gate = gateway().on("GET /billing/subscription", { body: standing({ ...due, pay_url: "https://pay.example/in_1" }) });
@@ -396,6 +460,20 @@ describe("BillingHistory", () => {
     expect(screen.getAllByRole("row").length).toBe(4);
   });
 
+  it.each([
+    ["paid", "Paid"],
+    ["open", "Open"],
+    ["draft", "Draft"],
+    ["void", "Void"],
+    ["uncollectible", "Not collected"],
+    ["refunded", "Refunded"],
+    ["disputed", "Disputed"],
+    ["unheard_of", "unheard_of"],
+  ])("calls %s by its name", async (status, name) => {
+    show(gateway().on("GET /billing/history", { body: { data: [payment({ status })], next: null } }), <BillingHistory />);
+    expect(await screen.findByText(name)).toBeTruthy();
+  });
+
   it("says why there are no more", async () => {
     const gate = gateway()
       .on("GET /billing/history?limit=1", { body: { data: [payment()], next: "x" } })
@@ -469,26 +547,33 @@ describe("UsageAnalytics", () => {
 function Bell() {
   const { data, unread, markRead } = useNotifications();
   return (
-    <button type="button" onClick={() => void markRead()}>
-      {unread} of {data?.data.length ?? 0}
-    </button>
+    <>
+      <button type="button" onClick={() => void markRead()}>
+        {unread} of {data?.data.length ?? 0}
+      </button>
+      <button type="button" onClick={() => void markRead([1])}>
+        First
+      </button>
+    </>
   );
 }
 
 describe("useNotifications", () => {
   it("counts what is unread, takes what comes, and marks it read", async () => {
-    const one = { id: "n1", kind: "credits_low", data: {}, created_at: "2026-03-01T12:00:00Z", read_at: null };
+    const one = { id: 1, kind: "credits_low", data: {}, created_at: "2026-03-01T12:00:00Z", read_at: null };
     const gate = gateway()
       .on("GET /notifications", { body: { data: [one], next: null } })
       .on("PATCH /notifications", { body: { updated: 2 } });
     show(gate, <Bell />);
     await screen.findByText("1 of 1");
     await waitFor(() => expect(gate.streams).toBe(1));
-    act(() => gate.emit("notification", { ...one, id: "n2" }));
-    act(() => gate.emit("notification", { ...one, id: "n2" }));
+    act(() => gate.emit("notification", { ...one, id: 2 }));
+    act(() => gate.emit("notification", { ...one, id: 2 }));
     await screen.findByText("2 of 2");
-    await click(/2 of 2/);
+    await click("First");
+    await screen.findByText("1 of 2");
+    await click(/1 of 2/);
     expect(await screen.findByText("0 of 2")).toBeTruthy();
-    expect(gate.made("PATCH", "/notifications")).toEqual([{ all: true, read: true }]);
+    expect(gate.made("PATCH", "/notifications")).toEqual([{ ids: [1], read: true }, { all: true, read: true }]);
   });
 });

@@ -25,6 +25,8 @@ const HEIGHT = 200;
 const LEFT = 44;
 const BOTTOM = 22;
 const TOP = 10;
+/** A bar is no wider, however few there are. */
+const MAX_BAR = 56;
 /** What a label takes. */
 const LABEL = 72;
 
@@ -52,6 +54,7 @@ export function BarChart({ bars, label, axis }: BarChartProps) {
   }, []);
   const top = niceCeiling(Math.max(0, ...bars.map((bar) => bar.value)));
   const step = (width - LEFT) / Math.max(1, bars.length);
+  const thick = Math.min(step * 0.7, MAX_BAR);
   const y = (value: number) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / top);
   const every = Math.max(1, Math.ceil((bars.length * LABEL) / (width - LEFT)));
   const current = shown === undefined ? undefined : bars[shown];
@@ -85,8 +88,8 @@ export function BarChart({ bars, label, axis }: BarChartProps) {
         {bars.map((bar, index) => (
           <g key={bar.key} className="fg-chart-bar" data-shown={index === shown}>
             <rect
-              x={LEFT + index * step + step * 0.15}
-              width={step * 0.7}
+              x={LEFT + index * step + (step - thick) / 2}
+              width={thick}
               y={bar.value > 0 ? Math.min(y(bar.value), HEIGHT - BOTTOM - 1) : HEIGHT - BOTTOM}
               height={bar.value > 0 ? Math.max(1, HEIGHT - BOTTOM - y(bar.value)) : 0}
               rx={Math.min(3, step * 0.2)}

@@ -136,7 +136,7 @@ export function dayBefore(days: number, today = new Date()): string {
 export interface Notifications extends Query<List<Notification>> {
   unread: number;
   /** Marks these as read, or all of them. */
-  markRead: (ids?: string[]) => Promise<void>;
+  markRead: (ids?: number[]) => Promise<void>;
 }
 
 /** What happened to the account, newest first, live. */
@@ -145,7 +145,7 @@ export function useNotifications(): Notifications {
   const resource = store.notifications();
   const query = useResource(resource);
   const markRead = useCallback(
-    async (ids?: string[]) => {
+    async (ids?: number[]) => {
       await client.patch("/notifications", ids === undefined ? { all: true, read: true } : { ids, read: true });
       const now = new Date().toISOString();
       resource.update((list) => ({
