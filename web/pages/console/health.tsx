@@ -1,6 +1,6 @@
-import { formatNumber, useFaregate } from "@faregate/react";
+import { formatDateTime, formatNumber, useFaregate } from "@faregate/react";
 import { Badge, Section, Skeleton } from "../../react/src/components/parts.js";
-import { Rows } from "./lists.js";
+import { Listing } from "./list.js";
 import { parse, total, type Metrics } from "./metrics.js";
 import { usePoll } from "./poll.js";
 
@@ -48,7 +48,7 @@ export function Health() {
     ["Billing changes on their way", number(count("faregate_pending_changes")), count("faregate_pending_changes") > 1_000],
     ["Stripe events waiting", number(count("faregate_billing_events", { state: "pending" })), false],
     ["Stripe events parked", number(count("faregate_billing_events", { state: "parked" })), count("faregate_billing_events", { state: "parked" }) > 0],
-    ["Dead letters", number(count("faregate_dead_letters_total")), count("faregate_dead_letters_total") > 0],
+    ["Events that could not be written", number(count("faregate_dead_letters_total")), count("faregate_dead_letters_total") > 0],
     ["Upstreams left alone", number(count("faregate_upstream_breaker_open")), count("faregate_upstream_breaker_open") > 0],
     ["Shards opened anew", number(count("faregate_ledger_reopenings_total")), count("faregate_ledger_reopenings_total") > 0],
     ["Sessions fenced", number(count("faregate_sessions_fenced_total")), false],
@@ -79,7 +79,6 @@ export function Health() {
           ))}
         </ul>
       </Section>
-      <DeadLetters />
       <Section title="On its way" className="figures">
         <ul className="items">
           {figures.map(([name, value, bad]) => (
@@ -93,15 +92,40 @@ export function Health() {
           ))}
         </ul>
       </Section>
+      <DeadLetters />
     </>
   );
 }
 
-/** What could not be written as it should be, and messages to the product's backend that were given up. */
+interface Letter {
+  id: number;
+  at: string;
+  user: string;
+  reason: string;
+  detail: string;
+  event: unknown;
+}
+
+/** Events that the store would not take as they were, and messages to the product's backend that were given up. */
 function DeadLetters() {
+  const { locale } = useFaregate();
   return (
     <Section title="Dead letters" className="letters">
-      <Rows path="/dead-letters?limit=20" empty="Everything has been written as it should be." label="Dead letters" />
+      <Listing<Letter>
+        path="/dead-letters?limit=20"
+        label="Dead letters"
+        empty="There are none."
+        head={["When", "User", "Why", "What happened", "Content"]}
+        row={(letter) => (
+          <tr key={letter.id}>
+            <td>{formatDateTime(letter.at, locale)}</td>
+            <td>{letter.user}</td>
+            <td>{letter.reason}</td>
+            <td className="fg-wrap">{letter.detail}</td>
+            <td className="fg-wrap code">{JSON.stringify(letter.event)}</td>
+          </tr>
+        )}
+      />
     </Section>
   );
 }

@@ -11,7 +11,7 @@ const HIDDEN = new Set(["id"]);
 const LONG = 24;
 
 /** Rows of whatever fields they have. */
-export function Rows({ path, empty, label }: { path: string; empty: string; label: string }) {
+function Rows({ path, empty, label }: { path: string; empty: string; label: string }) {
   const query = useList<Row>(path);
   const { locale } = useFaregate();
   return (
