@@ -36,7 +36,11 @@ fn script(page: &str) -> (String, Vec<String>) {
 
 /// Runs a page with some of its addresses replaced. Gives back what it printed.
 async fn run(path: &str, replaced: &[(&str, String)]) -> String {
-    let (mut script, wanted) = script(&read(path));
+    let (script, wanted) = script(&read(path));
+    run_script(path, script, wanted, replaced).await
+}
+
+async fn run_script(path: &str, mut script: String, wanted: Vec<String>, replaced: &[(&str, String)]) -> String {
     assert!(!script.is_empty(), "{path} has no commands");
     for (written, real) in replaced {
         script = script.replace(written, real);
@@ -101,6 +105,82 @@ async fn readme_and_guides() {
     let replaced = [("https://api.openai.com", sim.url())];
     for page in ["docs/pricing.md", "docs/clients.md", "docs/operations.md"] {
         run(page, &replaced).await;
+    }
+}
+
+/// A page's blocks of one language.
+fn blocks(page: &str, language: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut lines = page.lines();
+    while let Some(opening) = lines.next() {
+        let Some(kind) = opening.strip_prefix("```") else { continue };
+        let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+        if kind == language {
+            found.push(block.join("\n"));
+        }
+    }
+    found
+}
+
+/// The README's commands, in the order of the page: `cargo run` is the program that the tests are built with, `make test`
+/// is what runs this.
+#[tokio::test]
+async fn readme() {
+    let page = read("README.md");
+    let sim = Sim::start();
+    let (shell, mut prompts) = (blocks(&page, "sh"), blocks(&page, ""));
+    prompts.retain(|block| block.starts_with("$ "));
+    assert_eq!((shell.len(), prompts.len()), (2, 1), "the README has other commands than this test knows");
+    let mut script = String::new();
+    let mut running = false;
+    for line in [&shell[0], &prompts[0], &shell[1]].into_iter().flat_map(|block| block.lines()) {
+        let command = line.split(" #").next().unwrap_or_default().trim_end();
+        if let Some(settings) = command.strip_suffix("cargo run --release") {
+            if running {
+                script.push_str("kill $! && wait $!\n");
+            }
+            script.push_str(&format!("{settings}faregate > greeting.txt 2> faregate.log &\n"));
+            script.push_str("curl -fsS --retry 30 --retry-delay 1 --retry-all-errors http://127.0.0.1:9090/readyz\n");
+            running = true;
+        } else if command != "make test" {
+            script.push_str(&command.strip_prefix("$ ").unwrap_or(command).replace("curl ", "curl -fsS "));
+            script.push('\n');
+        }
+    }
+    let key = "\"Authorization: Bearer $(grep -o 'fg_live_[A-Za-z0-9_-]*' greeting.txt | head -n 1)\"";
+    let script = script.replace("'Authorization: Bearer fg_live_…'", key).replace("sk-…", "sk-test");
+    let wanted = ["chat.completion", "fg_live_"].map(str::to_owned).to_vec();
+    run_script("README.md", script, wanted, &[("https://api.openai.com", sim.url())]).await;
+}
+
+/// The README's settings are right, whole, as they stand there.
+#[test]
+fn readme_settings() {
+    let settings = blocks(&read("README.md"), "toml").concat().replace('…', "1");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("faregate.toml");
+    std::fs::write(&file, settings).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_faregate"));
+    let output = command.args(["check", "--config"]).arg(&file).current_dir(dir.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Nobody adds a command to the pages of the first day that is never run. The exceptions build or install what the tests
+/// have, or are spoken in another terminal, and start servers that the tests start themselves.
+#[test]
+fn every_command_of_the_first_day_is_run() {
+    for (path, exceptions) in [
+        ("docs/quick-start.md", &["cargo build --release"][..]),
+        ("docs/pricing.md", &[]),
+        ("docs/clients.md", &[]),
+        ("docs/operations.md", &[]),
+    ] {
+        let page = read(path);
+        let (run, _) = script(&page);
+        for block in blocks(&page, "sh") {
+            let first = block.lines().next().unwrap_or_default();
+            assert!(run.contains(&block) || exceptions.contains(&first), "{path}: never run:\n{block}");
+        }
     }
 }
 
