@@ -10,12 +10,13 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, ORIGIN};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use parking_lot::Mutex;
 
 use super::credits::low_below;
 use super::notifications::Notification;
 use super::problem::Problem;
 use super::subscription::standing;
-use super::{Api, Caller, SignedIn};
+use super::{Api, Caller, PageSession, SignedIn};
 use crate::billing::Billing;
 use crate::billing::plans::Catalog;
 use crate::config::Config;
@@ -28,8 +29,8 @@ use crate::notify::seat::{Gate, Position, Seat};
 use crate::store::SharedStore;
 use crate::store::notifications::NotificationRow;
 
-/// A stream of the page's sessions ends after this: its client comes again, if it is still signed in.
-const SESSION_LIMIT: Duration = Duration::from_secs(300);
+/// Whether a session of the page still stands is asked so often: a look-up in the store for each stream.
+const SESSION_TRUSTED: Duration = Duration::from_secs(5);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Proxies that gather answers before they pass them on leave this one alone.
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -45,15 +46,16 @@ pub(crate) async fn stream(
     // What is no position of ours is as good as none: the client begins anew.
     let last = headers.get(LAST_EVENT_ID).and_then(|last| last.to_str().ok()?.parse::<Position>().ok());
     let low = low_below(api.config.plans.get(&*principal.plan));
-    let gate: Arc<dyn Gate> = if request.extensions().get::<SignedIn>().is_some() {
-        Arc::new(Session { low, until: Instant::now() + SESSION_LIMIT })
-    } else {
-        Arc::new(Credentials {
-            identity: api.identity.clone(),
-            config: api.config.clone(),
-            headers: credentials(headers),
-            account: principal.account.clone(),
-        })
+    let (config, account) = (api.config.clone(), principal.account.clone());
+    let gate: Arc<dyn Gate> = match request.extensions().get::<SignedIn>() {
+        Some(signed_in) => {
+            let (session, asked) = (signed_in.session.clone(), Mutex::new(Instant::now()));
+            Arc::new(Session { session, config, account, low, asked })
+        }
+        None => {
+            let (identity, headers) = (api.identity.clone(), credentials(headers));
+            Arc::new(Credentials { identity, config, headers, account })
+        }
     };
     let seat = api.hub.join(&principal.account, low, gate, last).await.map_err(|error| refused(error, &api.config))?;
     let mut response = Response::new(body(seat));
@@ -126,20 +128,30 @@ impl Gate for Credentials {
     }
 }
 
-/// A session of the page's: closing the account ends the stream as any other.
+/// Looks again whether a session of the page still stands.
 struct Session {
+    session: Arc<dyn PageSession>,
+    config: Arc<Config>,
+    account: AccountId,
     low: Credits,
-    until: Instant,
+    asked: Mutex<Instant>,
 }
 
 #[async_trait]
 impl Gate for Session {
     fn known(&self) -> Option<bool> {
-        Some(Instant::now() < self.until)
+        (self.asked.lock().elapsed() < SESSION_TRUSTED).then_some(true)
     }
 
     async fn ask(&self) -> Option<Credits> {
-        self.known()?.then_some(self.low)
+        let low = match self.session.principal().await {
+            Ok(principal) if principal.account == self.account => low_below(self.config.plans.get(&*principal.plan)),
+            // Nobody is turned away because the store is.
+            Err(AuthError::Unavailable) => self.low,
+            Ok(_) | Err(_) => return None,
+        };
+        *self.asked.lock() = Instant::now();
+        Some(low)
     }
 }
 

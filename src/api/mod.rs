@@ -25,6 +25,7 @@ pub mod usage;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts};
 use axum::middleware::from_fn_with_state;
@@ -39,7 +40,7 @@ use crate::billing::Billing;
 use crate::billing::plans::Catalog;
 use crate::config::Config;
 use crate::identity::Identity;
-use crate::identity::principal::SharedPrincipal;
+use crate::identity::principal::{AuthError, SharedPrincipal};
 use crate::ledger::{AccountId, Act, Answer, Op, SharedLedger};
 use crate::notify::hub::Hub;
 use crate::rollout::Current;
@@ -143,7 +144,17 @@ pub fn paths(config: &Config) -> Vec<String> {
 
 /// Who is signed in on the page, or why not; whoever hands a request in may have put it into its extensions.
 #[derive(Clone)]
-pub(crate) struct SignedIn(pub(crate) Result<SharedPrincipal, Problem>);
+pub(crate) struct SignedIn {
+    pub(crate) principal: Result<SharedPrincipal, Problem>,
+    pub(crate) session: Arc<dyn PageSession>,
+}
+
+/// A session of the page, for what goes on longer than a request.
+#[async_trait]
+pub(crate) trait PageSession: Send + Sync + 'static {
+    /// Whose it is, while it stands.
+    async fn principal(&self) -> Result<SharedPrincipal, AuthError>;
+}
 
 /// The authenticated caller.
 pub(crate) struct Caller(pub(crate) SharedPrincipal);
@@ -152,8 +163,8 @@ impl FromRequestParts<Arc<Api>> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Caller, Problem> {
-        if let Some(SignedIn(known)) = parts.extensions.get::<SignedIn>() {
-            return known.clone().map(Caller);
+        if let Some(SignedIn { principal, .. }) = parts.extensions.get() {
+            return principal.clone().map(Caller);
         }
         let known = match api.identity.cached(&parts.headers) {
             Some(known) => known?,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use axum::extract::{Path, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -10,16 +11,16 @@ use http::{HeaderMap, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 
 use super::Pages;
-use crate::api::SignedIn;
 use crate::api::extract::{Json, json};
 use crate::api::links::no_randomness;
 use crate::api::problem::Problem;
 use crate::api::types::Time;
+use crate::api::{PageSession, SignedIn};
 use crate::identity::principal::{AuthError, SharedPrincipal};
 use crate::identity::secret;
 use crate::ledger::{AccountId, Micros};
 use crate::store::StoreError;
-use crate::store::sessions::Session;
+use crate::store::sessions::{SecretHash, Session};
 
 const STACK_HEADERS: [&str; 4] = ["x-stack-access-token", "x-stack-auth", "x-hexclave-access-token", "x-hexclave-auth"];
 
@@ -124,7 +125,7 @@ pub(super) async fn end(State(pages): State<Arc<Pages>>, uri: Uri, headers: Head
     if !pages.cookies.own_call(&uri, &headers) {
         return Err(foreign());
     }
-    if let Some(hash) = pages.cookies.secret(&uri, &headers).and_then(|secret| secret::hash(secret, &[])) {
+    if let Some(hash) = pages.hash(&uri, &headers) {
         pages.store.end_session(hash).await?;
     }
     let mut response = StatusCode::NO_CONTENT.into_response();
@@ -136,25 +137,46 @@ pub(super) async fn end(State(pages): State<Arc<Pages>>, uri: Uri, headers: Head
 pub(super) async fn signed_in(State(pages): State<Arc<Pages>>, mut request: Request, next: Next) -> Response {
     let headers = request.headers();
     let own = ["x-api-key", AUTHORIZATION.as_str()].into_iter().chain(STACK_HEADERS);
-    if !own.into_iter().any(|name| headers.contains_key(name)) {
-        let known = match pages.session(request.uri(), headers).await {
-            Ok(Some(Session { user: Some(user), .. })) => {
-                Some(pages.identity.of_user(&user).await.map_err(Problem::from))
-            }
-            Ok(_) => None,
-            Err(error) => Some(Err(Problem::from(error))),
+    if !own.into_iter().any(|name| headers.contains_key(name))
+        && let Some(hash) = pages.hash(request.uri(), headers)
+    {
+        let session = OfPage { pages: pages.clone(), hash };
+        let known = match session.principal().await {
+            Err(AuthError::Missing) => None,
+            known => Some(known.map_err(Problem::from)),
         };
-        if let Some(known) = known {
-            request.extensions_mut().insert(SignedIn(known));
+        if let Some(principal) = known {
+            request.extensions_mut().insert(SignedIn { principal, session: Arc::new(session) });
         }
     }
     next.run(request).await
 }
 
+/// A session by its hash.
+struct OfPage {
+    pages: Arc<Pages>,
+    hash: SecretHash,
+}
+
+#[async_trait]
+impl PageSession for OfPage {
+    async fn principal(&self) -> Result<SharedPrincipal, AuthError> {
+        let session = self.pages.store.session(self.hash).await.map_err(|error| {
+            tracing::warn!(%error, "a session of the page cannot be looked up");
+            AuthError::Unavailable
+        })?;
+        let user = session.and_then(|session| session.user).ok_or(AuthError::Missing)?;
+        self.pages.identity.of_user(&user).await
+    }
+}
+
 impl Pages {
+    fn hash(&self, uri: &Uri, headers: &HeaderMap) -> Option<SecretHash> {
+        self.cookies.secret(uri, headers).and_then(|secret| secret::hash(secret, &[]))
+    }
+
     async fn session(&self, uri: &Uri, headers: &HeaderMap) -> Result<Option<Session>, StoreError> {
-        let secret = self.cookies.secret(uri, headers);
-        match secret.and_then(|secret| secret::hash(secret, &[])) {
+        match self.hash(uri, headers) {
             Some(hash) => self.store.session(hash).await,
             None => Ok(None),
         }

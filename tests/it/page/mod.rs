@@ -3,7 +3,7 @@
 mod guards;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 
@@ -204,4 +204,24 @@ async fn a_page_that_is_switched_off_is_not_there() {
     let made = page.faregate.admin(Method::POST, "/admin/v1/users/ann/billing-link", None).await;
     assert_eq!(made.status, StatusCode::CONFLICT);
     assert_eq!(page.page(Method::GET, "/api/plans", &[], None).await.status, StatusCode::OK);
+}
+
+/// A stream that was opened with a session does not outlive it.
+#[tokio::test]
+async fn signing_out_ends_the_event_stream() {
+    let page = Page::open(Options::new());
+    page.faregate.user("ann", "5").await;
+    let cookie = page.sign_in("ann").await;
+    let request =
+        Request::builder().uri(page.faregate.url("/api/events")).header(OWN.0, OWN.1).header("cookie", &cookie);
+    let response = page.faregate.http.send(request.body(Full::default()).unwrap()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let mut body = response.into_body();
+    let first = body.frame().await.unwrap().unwrap();
+    assert!(first.into_data().is_ok_and(|data| !data.is_empty()));
+    let ours = [OWN, ("cookie", cookie.as_str())];
+    let out = page.page(Method::DELETE, "/billing/session", &ours, None).await;
+    assert_eq!(out.status, StatusCode::NO_CONTENT);
+    let ended = async { while let Some(Ok(_)) = body.frame().await {} };
+    tokio::time::timeout(std::time::Duration::from_secs(20), ended).await.expect("the stream ends with its session");
 }
