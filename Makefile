@@ -21,7 +21,7 @@ torture: ## The property tests of the ledger a million times over, and the fault
 	scripts/setup-test.sh
 	scripts/torture.sh
 
-test-clients: ## The official OpenAI, Anthropic and Stripe clients, Python and Node, against the gateway and the simulator
+test-clients: ## The official clients, Python and Node, against the gateway and the simulators: OpenAI, Anthropic, Stripe, jose, Svix
 	scripts/test-clients.sh
 
 test-stripe-types: ## Every object of the Stripe simulator, read by async-stripe

@@ -38,6 +38,7 @@ await "Stripe's simulator" curl -sS "http://$stripe/_sim"
 failed=()
 run() { # test
   local name=$1 settings=(FAREGATE_UPSTREAM_URL="http://$upstream" FAREGATE_PLANS__FREE__SIGNUP_CREDITS=0 FAREGATE_LOG__LEVEL=warn
+    FAREGATE_API__USER_REQUESTS_PER_MINUTE=0 FAREGATE_API__ADDRESS_REQUESTS_PER_MINUTE=0
     FAREGATE_STRIPE_API_BASE="http://$stripe" FAREGATE_STRIPE_SECRET_KEY=sk_test_load FAREGATE_STRIPE_WEBHOOK_SECRETS=whsec_load)
   if [ "$ledger" != embedded ]; then
     redis-cli -p "$redis_port" flushall >/dev/null

@@ -59,7 +59,8 @@ TOML
 faregate_start gate -- FAREGATE_UPSTREAM_URL="http://$upstream" FAREGATE_STRIPE_API_BASE="http://$stripe" \
   FAREGATE_STRIPE_SECRET_KEY=sk_test_1 FAREGATE_STRIPE_WEBHOOK_SECRETS=whsec_1 \
   FAREGATE_STACK_BASE_URL="http://$stack" FAREGATE_STACK_PROJECT_ID=openapi \
-  FAREGATE_STACK_WEBHOOK_SECRET=whsec_dGhlLXNlY3JldC1vZi10aGUtYXBpLXRlc3Rz
+  FAREGATE_STACK_WEBHOOK_SECRET=whsec_dGhlLXNlY3JldC1vZi10aGUtYXBpLXRlc3Rz \
+  FAREGATE_API__USER_REQUESTS_PER_MINUTE=0 FAREGATE_API__ADDRESS_REQUESTS_PER_MINUTE=0 FAREGATE_API__FAILURES_PER_MINUTE=0
 ask_admin /users '{"id":"ann"}' >/dev/null
 ask_admin /users/ann/grants '{"amount":1000000}' >/dev/null
 key=$(ask_admin /users/ann/keys '{"name":"api"}' | keys_in)

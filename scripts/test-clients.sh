@@ -97,4 +97,5 @@ for language in python node; do
     FAREGATE_DATA_DIR=$work/webhook "$binary" notify test || failed=1
   wait "$receiver" || failed=1
 done
+FAREGATE_BINARY=$binary scripts/test-stack-auth.sh || failed=1
 exit "$failed"

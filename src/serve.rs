@@ -29,6 +29,7 @@ use crate::config::{Config, Secret};
 use crate::error::{Exit, Failure};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::ledger::Micros;
+use crate::limits::Proxies;
 use crate::rollout::Current;
 use crate::store::{self, SharedStore};
 use crate::telemetry::{self, Metrics};
@@ -123,6 +124,7 @@ async fn serve(mut config: Config, directory: &DataDir, mut metrics: Metrics, ag
             loaded,
             current: current.clone(),
             identity: backend.identity.clone(),
+            store: store.clone(),
             log: again.log,
             metrics: metrics.clone(),
         };
@@ -193,7 +195,8 @@ impl Front<'_> {
         .map_err(Failure::while_doing(Exit::Settings, "the gateway"))?;
         let listener = gateway.bind().map_err(listening(self.config.listen))?;
         let faces = backend.faces();
-        faces.spawn("admin listener", admin.run(backend.admin(), faces.stop.clone()));
+        faces
+            .spawn("admin listener", admin.run(backend.admin(), Proxies::new(&self.config.server), faces.stop.clone()));
         self.directory.announce(admin_address, &self.token)?;
         let token_file: Option<PathBuf> = self.config.admin_token.is_none().then(|| self.directory.admin_token_path());
         ages::note(&self.metrics, &self.config, token_file.as_deref());

@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::header::SET_COOKIE;
-use http::{HeaderMap, StatusCode, Uri};
+use http::{Extensions, HeaderMap, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -19,7 +19,6 @@ use crate::api::links::{self, no_randomness};
 use crate::api::problem::Problem;
 use crate::api::types::Time;
 use crate::config::Config;
-use crate::identity::principal::AuthError;
 use crate::identity::secret;
 use crate::page::assets::{Built, Site};
 use crate::page::foreign;
@@ -99,14 +98,13 @@ async fn begin(
     State(admin): State<Arc<Admin>>,
     uri: Uri,
     headers: HeaderMap,
+    extensions: Extensions,
     Json(Begin { token }): Json<Begin>,
 ) -> Result<Response, Problem> {
     if !admin.console.cookies.own_call(&uri, &headers) {
         return Err(foreign());
     }
-    if !admin.is_token(&token) {
-        return Err(AuthError::Invalid.into());
-    }
+    admin.try_token(&token, &extensions)?;
     let carried = admin.session(&uri, &headers).await?;
     let ms = admin.config.page.console_session_ms;
     let (secret, expires_at) = (secret::generate().map_err(|error| no_randomness(&error))?, secret::from_now(ms));

@@ -51,6 +51,7 @@ use crate::fraud::Fraud;
 use crate::identity::principal::AuthError;
 use crate::identity::{Identity, Onboard};
 use crate::ledger::{AccountId, SharedLedger};
+use crate::limits::{ClientAddress, Failures};
 use crate::rollout::Current;
 use crate::store::{SharedStore, User};
 use crate::telemetry::Metrics;
@@ -97,6 +98,7 @@ pub(crate) struct Admin {
     current: Current,
     metrics: Metrics,
     token: [u8; 32],
+    failures: Failures,
     console: console::Console,
     routes_ready: Arc<dyn Fn() -> bool + Send + Sync>,
     tasks: TaskTracker,
@@ -111,6 +113,7 @@ pub fn router(parts: AdminParts) -> Router {
     let max_body = parts.config.api.max_body_bytes;
     let admin = Arc::new(Admin {
         console: console::Console::new(&parts.config),
+        failures: Failures::new(parts.config.api.failures_per_minute, parts.config.server.ipv6_prefix_bits),
         store: parts.store,
         ledger: parts.ledger,
         pusher: parts.pusher,
@@ -189,8 +192,10 @@ async fn operator_only(State(admin): State<Arc<Admin>>, request: Request, next: 
             Ok(None) => Problem::from(AuthError::Missing).into_response(),
             Err(error) => Problem::from(error).into_response(),
         },
-        Some(token) if admin.is_token(token) => next.run(request).await,
-        Some(_) => Problem::from(AuthError::Invalid).into_response(),
+        Some(token) => match admin.try_token(token, request.extensions()) {
+            Ok(()) => next.run(request).await,
+            Err(problem) => problem.into_response(),
+        },
     }
 }
 
@@ -216,6 +221,21 @@ impl FromRequestParts<Arc<Admin>> for Named {
 }
 
 impl Admin {
+    /// A token as it was sent. Where many wrong ones came from, none is looked at for a while, lest it be guessed.
+    fn try_token(&self, token: &str, extensions: &http::Extensions) -> Result<(), Problem> {
+        let address = extensions.get::<ClientAddress>().map(|ClientAddress(address)| *address);
+        let slow = |wait| Problem::too_many_requests("too many wrong tokens came from this address", wait);
+        if let Some(wait) = address.and_then(|address| self.failures.wait(address)) {
+            return Err(slow(wait));
+        }
+        if self.is_token(token) {
+            return Ok(());
+        }
+        tracing::warn!(?address, "a wrong admin token was sent");
+        let wait = address.and_then(|address| self.failures.count(address));
+        Err(wait.map_or_else(|| Problem::from(AuthError::Invalid), slow))
+    }
+
     /// Makes an account's stored changes live. Whether some are still on their way.
     async fn pending(&self, account: &AccountId) -> bool {
         let wait = Duration::from_millis(self.config.ledger.reserve_timeout_ms);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::Api;
 use super::extract::{json, unreadable};
 use super::problem::Problem;
+use super::rate::address_of;
 use crate::billing::envelope;
 use crate::billing::terms::Terms;
 use crate::config::{Interval, Pack, Plan};
@@ -98,15 +99,14 @@ impl<'a> PackView<'a> {
 }
 
 /// Open to whoever looks at prices; who sends credentials sees the terms that are theirs.
-pub(crate) async fn plans(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Response, Problem> {
-    let who = match api.identity.cached(&headers) {
-        Some(known) => known,
-        None => api.identity.authenticate(&headers).await,
-    };
-    let who = match who {
+pub(crate) async fn plans(State(api): State<Arc<Api>>, request: Request) -> Result<Response, Problem> {
+    let who = match api.known(request.headers(), address_of(request.extensions())).await {
         Err(AuthError::Missing) => None,
         who => Some(who?),
     };
+    if let Some(who) = &who {
+        api.rates.check(who, request.extensions())?;
+    }
     let terms = Terms::new(api.store.clone(), api.current.clone());
     let mut plans = Vec::new();
     for (name, plan) in api.catalog.plans() {

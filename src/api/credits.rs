@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::extract::{Extension, State};
 use axum::response::Response;
+use bytes::Bytes;
 use http::StatusCode;
 use uuid::Uuid;
 
@@ -69,8 +70,8 @@ pub(crate) async fn check(State(api): State<Arc<Api>>, Caller(principal): Caller
             Err(problem) => return Err(Problem::clone(&problem)),
         },
     };
-    let plan = api.config.plans.get(&*principal.plan);
-    Ok(json(StatusCode::OK, &shown(&found, &principal.plan, plan)))
+    let config = api.current.get();
+    Ok(json(StatusCode::OK, &shown(&found, &principal.plan, config.plans.get(&*principal.plan))))
 }
 
 /// When the soonest of what plans gave ends. The ledger knows when it lapses, which is later by the plan's grace; the store
@@ -121,18 +122,27 @@ pub(crate) async fn deduct(
     let print = fingerprint(&[&amount.to_string(), reason.as_deref().unwrap_or_default()]);
     let record = key.map(|key| record_key("deduct", account, &key, print));
     let usage = usage(&principal, request_id, client_id, reason).encode();
+    charge(&api, account, amount, usage, record).await
+}
+
+/// Charges without a hold, by how payment is taken of this user.
+async fn charge(
+    api: &Api,
+    account: &AccountId,
+    amount: Credits,
+    usage: Bytes,
+    record: Option<RecordKey>,
+) -> Result<Response, Problem> {
     let mode = api.current.get().enforcement.mode_of(account);
     if mode == Mode::Off {
-        return spared(&api, account, None).await;
+        return spared(api, account, None).await;
     }
     let answer = ask(&api.ledger, &api.config, account, Act::Charge { actual: amount, must: false, usage, record });
     let answer = answer.await?;
     api.balances.shown.invalidate(account).await;
     match answer {
-        Answer::Insufficient { .. } if mode == Mode::Shadow => {
-            spared(&api, account, Some("insufficient_credits")).await
-        }
-        Answer::Frozen if mode == Mode::Shadow => spared(&api, account, Some("forbidden")).await,
+        Answer::Insufficient { .. } if mode == Mode::Shadow => spared(api, account, Some("insufficient_credits")).await,
+        Answer::Frozen if mode == Mode::Shadow => spared(api, account, Some("forbidden")).await,
         Answer::Settled { charged, available } => Ok(json(StatusCode::OK, &Charged { charged, available })),
         Answer::Repeated(Kept::Charged { charged_micro, available_micro }) => {
             let body = Charged { charged: credits(charged_micro), available: credits(available_micro) };
@@ -145,12 +155,51 @@ pub(crate) async fn deduct(
 
 /// Nothing is charged, because payment is not enforced; `reason`: why it would have been refused.
 async fn spared(api: &Api, account: &AccountId, reason: Option<&str>) -> Result<Response, Problem> {
-    if let Some(reason) = reason {
-        api.metrics.shadow_refusals.with_label_values(&["api", reason]).inc();
-        tracing::info!(%account, outcome = reason, "a deduction would have been refused");
-    }
+    count_spared(api, account, reason);
     let balance = balance(&api.ledger, &api.config, account).await?;
     Ok(json(StatusCode::OK, &Charged { charged: Credits::ZERO, available: balance.available }))
+}
+
+fn count_spared(api: &Api, account: &AccountId, reason: Option<&str>) {
+    if let Some(reason) = reason {
+        api.metrics.shadow_refusals.with_label_values(&["api", reason]).inc();
+        tracing::info!(%account, outcome = reason, "a call of the API would have been refused");
+    }
+}
+
+/// A hold that holds nothing, where payment is not enforced. What is settled of it is charged like a deduction.
+async fn spared_hold(
+    api: &Api,
+    account: &AccountId,
+    record: RecordKey,
+    seconds: u64,
+    reason: Option<&str>,
+) -> Result<Response, Problem> {
+    count_spared(api, account, reason);
+    let balance = balance(&api.ledger, &api.config, account).await?;
+    let now = u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or(0);
+    let body = Held {
+        id: spared_id(record.id),
+        held: Credits::ZERO,
+        available: balance.available,
+        expires_at: Time::from_micros(now.saturating_add(seconds * 1_000_000)),
+    };
+    Ok(json(StatusCode::CREATED, &body))
+}
+
+/// How the ids of holds begin that were never made.
+const SPARED: &[u8; 6] = b"spared";
+
+/// The same for the same record, and no id of a hold that is one.
+fn spared_id(RecordId(id): RecordId) -> Uuid {
+    let mut bytes = id.into_bytes();
+    bytes[..SPARED.len()].copy_from_slice(SPARED);
+    bytes[6] = (bytes[6] & 0x0f) | 0x80;
+    Uuid::from_bytes(bytes)
+}
+
+fn is_spared(RecordId(id): RecordId) -> bool {
+    id.as_bytes().starts_with(SPARED)
 }
 
 pub(crate) async fn reserve(
@@ -171,6 +220,10 @@ pub(crate) async fn reserve(
         Some(key) => record_key(&format!("reserve {}", principal.key_id), account, &key, print),
         None => RecordKey { id: RecordId(Uuid::now_v7()), fingerprint: print },
     };
+    let mode = api.current.get().enforcement.mode_of(account);
+    if mode == Mode::Off {
+        return spared_hold(&api, account, record, seconds, None).await;
+    }
     let act = Act::Hold { record, amount, expires_in_us: seconds * 1_000_000, must: false };
     let answer = ask(&api.ledger, &api.config, account, act).await?;
     api.balances.shown.invalidate(account).await;
@@ -178,6 +231,15 @@ pub(crate) async fn reserve(
         let body = Held { id: record.id.0, held, available, expires_at: Time::from_micros(expires_at) };
         json(StatusCode::CREATED, &body)
     };
+    let spare = match answer {
+        Answer::Insufficient { .. } => Some("insufficient_credits"),
+        Answer::Frozen => Some("forbidden"),
+        Answer::Limited { .. } => Some("rate_limited"),
+        _ => None,
+    };
+    if mode == Mode::Shadow && spare.is_some() {
+        return spared_hold(&api, account, record, seconds, spare).await;
+    }
     match answer {
         Answer::Held { held, available, expires_at } => Ok(made(held, available, expires_at)),
         Answer::Repeated(Kept::Held { held_micro, available_micro, expires_at }) => {
@@ -203,6 +265,10 @@ pub(crate) async fn settle(
     let record = hold_id(&id)?;
     let print = fingerprint(&[&record.0.to_string(), &amount.to_string(), reason.as_deref().unwrap_or_default()]);
     let usage = usage(&principal, request_id, client_id, reason).encode();
+    if is_spared(record) {
+        let once = RecordKey { id: record, fingerprint: print };
+        return charge(&api, &principal.account, amount, usage, Some(once)).await;
+    }
     let act = Act::SettleHold { record, actual: amount, must: false, usage };
     let once_ = Once { scope: format!("settle {}", principal.account), key, fingerprint: print };
     let (store, tasks) = (api.store.clone(), api.tasks.clone());
@@ -226,6 +292,10 @@ pub(crate) async fn release(
     Json(body): Json<Release>,
 ) -> Result<Response, Problem> {
     let record = hold_id(&body.id)?;
+    if is_spared(record) {
+        let balance = balance(&api.ledger, &api.config, &principal.account).await?;
+        return Ok(json(StatusCode::OK, &Released { available: balance.available }));
+    }
     let print = fingerprint(&[&record.0.to_string()]);
     let once_ = Once { scope: format!("release {}", principal.account), key, fingerprint: print };
     let (store, tasks) = (api.store.clone(), api.tasks.clone());
@@ -295,6 +365,15 @@ mod tests {
         assert!(!shown(&with("10"), "pro", Some(&plan)).low);
         assert!(shown(&with("0.5"), "gone", None).low);
         assert!(!shown(&with("1"), "gone", None).low);
+    }
+
+    #[test]
+    fn holds_that_were_never_made_are_known_by_their_ids() {
+        let record = record_key("reserve k", &AccountId::parse("u").unwrap(), "key", 1).id;
+        let spared = RecordId(spared_id(record));
+        assert!(is_spared(spared) && !is_spared(record) && !is_spared(RecordId(Uuid::now_v7())));
+        assert_eq!(spared_id(record), spared.0);
+        assert_eq!(spared.0.get_version_num(), 8);
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::identity::principal::{AuthError, SharedPrincipal};
 use crate::ledger::AccountId;
 use crate::notify::hub::{Describe, JoinError};
 use crate::notify::seat::{Gate, Position, Seat};
+use crate::rollout::Current;
 use crate::store::SharedStore;
 use crate::store::notifications::NotificationRow;
 
@@ -45,16 +46,16 @@ pub(crate) async fn stream(
     let headers = request.headers();
     // What is no position of ours is as good as none: the client begins anew.
     let last = headers.get(LAST_EVENT_ID).and_then(|last| last.to_str().ok()?.parse::<Position>().ok());
-    let low = low_below(api.config.plans.get(&*principal.plan));
-    let (config, account) = (api.config.clone(), principal.account.clone());
+    let low = low_below(api.current.get().plans.get(&*principal.plan));
+    let (current, account) = (api.current.clone(), principal.account.clone());
     let gate: Arc<dyn Gate> = match request.extensions().get::<SignedIn>() {
         Some(signed_in) => {
             let (session, asked) = (signed_in.session.clone(), Mutex::new(Instant::now()));
-            Arc::new(Session { session, config, account, low, asked })
+            Arc::new(Session { session, current, account, low, asked })
         }
         None => {
             let (identity, headers) = (api.identity.clone(), credentials(headers));
-            Arc::new(Credentials { identity, config, headers, account })
+            Arc::new(Credentials { identity, current, headers, account })
         }
     };
     let seat = api.hub.join(&principal.account, low, gate, last).await.map_err(|error| refused(error, &api.config))?;
@@ -97,7 +98,7 @@ fn credentials(headers: &HeaderMap) -> HeaderMap {
 /// Looks again whether the caller of a stream is who it was.
 struct Credentials {
     identity: Arc<Identity>,
-    config: Arc<Config>,
+    current: Current,
     headers: HeaderMap,
     account: AccountId,
 }
@@ -120,7 +121,9 @@ impl Gate for Credentials {
 
     async fn ask(&self) -> Option<Credits> {
         match self.identity.authenticate(&self.headers).await {
-            Ok(principal) => self.is_same(&principal).then(|| low_below(self.config.plans.get(&*principal.plan))),
+            Ok(principal) => {
+                self.is_same(&principal).then(|| low_below(self.current.get().plans.get(&*principal.plan)))
+            }
             // Nobody is turned away because the store is.
             Err(AuthError::Unavailable) => Some(Credits::ZERO),
             Err(_) => None,
@@ -131,7 +134,7 @@ impl Gate for Credentials {
 /// Looks again whether a session of the page still stands.
 struct Session {
     session: Arc<dyn PageSession>,
-    config: Arc<Config>,
+    current: Current,
     account: AccountId,
     low: Credits,
     asked: Mutex<Instant>,
@@ -145,7 +148,9 @@ impl Gate for Session {
 
     async fn ask(&self) -> Option<Credits> {
         let low = match self.session.principal().await {
-            Ok(principal) if principal.account == self.account => low_below(self.config.plans.get(&*principal.plan)),
+            Ok(principal) if principal.account == self.account => {
+                low_below(self.current.get().plans.get(&*principal.plan))
+            }
             // Nobody is turned away because the store is.
             Err(AuthError::Unavailable) => self.low,
             Ok(_) | Err(_) => return None,

@@ -16,12 +16,14 @@ pub(crate) mod listed;
 pub mod notifications;
 pub mod openapi;
 pub mod problem;
+mod rate;
 pub(crate) mod reports;
 pub mod subscription;
 mod topup;
 pub mod types;
 pub mod usage;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +32,8 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{delete, get, post};
-use http::Method;
 use http::request::Parts;
+use http::{HeaderMap, Method};
 use tokio_util::task::TaskTracker;
 
 use self::listed::Listed;
@@ -39,6 +41,7 @@ use self::problem::Problem;
 use crate::billing::Billing;
 use crate::billing::plans::Catalog;
 use crate::config::Config;
+use crate::cors::Origins;
 use crate::identity::Identity;
 use crate::identity::principal::{AuthError, SharedPrincipal};
 use crate::ledger::{AccountId, Act, Answer, Op, SharedLedger};
@@ -76,12 +79,13 @@ pub(crate) struct Api {
     hub: Arc<Hub>,
     tasks: TaskTracker,
     balances: credits::Balances,
+    rates: rate::Rates,
 }
 
 /// The API under `config.api.prefix`, with a problem for every path that is not there.
 pub fn router(parts: ApiParts) -> Router {
     let ApiParts { store, ledger, identity, config, current, metrics, billing, hub, tasks } = parts;
-    let cors = Arc::new(cors::Origins::new(&config.cors));
+    let cors = Arc::new(Origins::new(&config.cors));
     let frame = frame::Frame {
         timeout: Duration::from_millis(config.api.timeout_ms),
         metrics: metrics.clone(),
@@ -93,9 +97,21 @@ pub fn router(parts: ApiParts) -> Router {
     }
     let listed = routes(&config);
     let catalog = Catalog::new(config.clone());
-    let balances = credits::Balances::new();
-    let api =
-        Arc::new(Api { store, ledger, identity, config, current, metrics, catalog, billing, hub, tasks, balances });
+    let (balances, rates) = (credits::Balances::new(), rate::Rates::new(&config));
+    let api = Arc::new(Api {
+        store,
+        ledger,
+        identity,
+        config,
+        current,
+        metrics,
+        catalog,
+        billing,
+        hub,
+        tasks,
+        balances,
+        rates,
+    });
     let document = openapi::Document::of_users(&prefix);
     let routes = listed.route("/openapi.json", get(async move || document.clone())).router();
     let routes = if prefix.is_empty() { routes } else { Router::new().nest(&prefix, routes) };
@@ -103,6 +119,7 @@ pub fn router(parts: ApiParts) -> Router {
         .fallback(frame::not_found)
         .method_not_allowed_fallback(frame::method_not_allowed)
         .layer(DefaultBodyLimit::max(max_body))
+        .layer(from_fn_with_state(api.clone(), rate::nobodys))
         .layer(from_fn_with_state(cors, cors::cors))
         .layer(from_fn_with_state(frame, frame::frame))
         .with_state(api)
@@ -164,17 +181,27 @@ impl FromRequestParts<Arc<Api>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Caller, Problem> {
         if let Some(SignedIn { principal, .. }) = parts.extensions.get() {
-            return principal.clone().map(Caller);
+            let known = principal.clone()?;
+            api.rates.check(&known, &parts.extensions)?;
+            return Ok(Caller(known));
         }
-        let known = match api.identity.cached(&parts.headers) {
-            Some(known) => known?,
-            None => api.identity.authenticate(&parts.headers).await?,
-        };
+        let known = api.known(&parts.headers, rate::address_of(&parts.extensions)).await?;
+        api.rates.check(&known, &parts.extensions)?;
         // A key with limits of its own could otherwise spend past them here, or make one without.
         if known.scope.is_some() && !matches!(parts.method, Method::GET | Method::HEAD) {
             return Err(Problem::restricted_key());
         }
         Ok(Caller(known))
+    }
+}
+
+impl Api {
+    /// Who sends this.
+    async fn known(&self, headers: &HeaderMap, address: Option<IpAddr>) -> Result<SharedPrincipal, AuthError> {
+        match self.identity.cached(headers) {
+            Some(Ok(known)) => Ok(known),
+            _ => self.identity.authenticate_from(headers, address).await,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Errors as RFC 9457 problem details, the one place where this API's errors become HTTP.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -78,6 +79,11 @@ impl Problem {
         let seconds = retry_after_us.unwrap_or(0).div_ceil(1_000_000).max(1);
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-holds", "Too many open holds", detail)
             .retry_after(seconds)
+    }
+
+    pub fn too_many_requests(detail: impl Into<Cow<'static, str>>, wait: Duration) -> Problem {
+        let seconds = u64::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX).max(1);
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate-limited", "Too many requests", detail).retry_after(seconds)
     }
 
     pub fn restricted_key() -> Problem {
@@ -198,6 +204,9 @@ impl From<AuthError> for Problem {
             AuthError::NoUser => refused(StatusCode::BAD_REQUEST, "no-user", "A user must be named"),
             AuthError::UnknownUser => refused(StatusCode::NOT_FOUND, "unknown-user", "There is no such user"),
             AuthError::Closed => refused(StatusCode::FORBIDDEN, "closed", "The account is closed"),
+            AuthError::Throttled { retry_after_s } => {
+                Problem::too_many_requests(error.to_string(), Duration::from_secs(retry_after_s.into()))
+            }
             AuthError::Unavailable => Problem::unavailable(error.to_string()),
         }
     }

@@ -133,10 +133,10 @@ pub struct CreateSignup {
     pub free_trial_abuse: Option<u8>,
 }
 
-impl From<CreateSignup> for crate::fraud::Signup {
-    fn from(signup: CreateSignup) -> crate::fraud::Signup {
+impl From<CreateSignup> for crate::identity::Arrival {
+    fn from(signup: CreateSignup) -> crate::identity::Arrival {
         let CreateSignup { address, bot, free_trial_abuse } = signup;
-        crate::fraud::Signup { address, bot, free_trial_abuse }
+        crate::identity::Arrival { address, bot, free_trial_abuse }
     }
 }
 

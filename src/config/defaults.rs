@@ -65,7 +65,15 @@ impl Default for Page {
 
 impl Default for Api {
     fn default() -> Api {
-        Api { prefix: "/api".into(), timeout_ms: 10_000, max_body_bytes: 64 * 1024 }
+        Api {
+            prefix: "/api".into(),
+            timeout_ms: 10_000,
+            max_body_bytes: 64 * 1024,
+            user_requests_per_minute: 600,
+            service_key_requests_per_minute: 0,
+            address_requests_per_minute: 3_000,
+            failures_per_minute: 120,
+        }
     }
 }
 
@@ -302,6 +310,9 @@ impl Default for Server {
             http2_max_streams: 250,
             drain_timeout_ms: 30_000,
             write_timeout_ms: 60_000,
+            trusted_proxies: 0,
+            proxy_addresses: Vec::new(),
+            ipv6_prefix_bits: 64,
         }
     }
 }

@@ -74,6 +74,14 @@ pub struct Api {
     /// Time limit of one call.
     pub timeout_ms: u64,
     pub max_body_bytes: usize,
+    /// Calls of one user, by key, token or session; 0: no limit. This and the next ones are per replica.
+    pub user_requests_per_minute: u32,
+    /// Calls with one service key.
+    pub service_key_requests_per_minute: u32,
+    /// Calls from one address, but those with a service key and signed webhooks.
+    pub address_requests_per_minute: u32,
+    /// Wrong keys and wrong admin tokens from one address, here and on the proxy; then unknown ones wait.
+    pub failures_per_minute: u32,
 }
 
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -496,6 +504,12 @@ pub struct Server {
     pub drain_timeout_ms: u64,
     /// How long one write to a client may stall.
     pub write_timeout_ms: u64,
+    /// Proxies in front of us, one behind the other: so many entries of X-Forwarded-For are believed, from the right.
+    pub trusted_proxies: u32,
+    /// Addresses or blocks of them from which those proxies connect; empty: from anywhere.
+    pub proxy_addresses: Vec<String>,
+    /// Addresses that share so many leading bits are one client.
+    pub ipv6_prefix_bits: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use super::{Config, ConfigError, Ledger, Plan, PostgresUrl, Price, RedisUrl, Route, UnknownModel, Upstream};
 use crate::ledger::TOKENS_MAX;
+use crate::limits::{MAX_HOPS, Network};
 use crate::pricing::PriceList;
 
 /// A day: no time limit makes sense beyond it.
@@ -376,7 +377,22 @@ fn limits(config: &Config, found: &mut Findings) {
     found.check(image, "metering.tokens_per_image", format!("must be at most {TOKENS_MAX}"));
 }
 
+fn proxies(config: &Config, found: &mut Findings) {
+    let server = &config.server;
+    let few = server.trusted_proxies <= MAX_HOPS;
+    found.check(few, "server.trusted_proxies", format!("must be at most {MAX_HOPS}"));
+    for text in &server.proxy_addresses {
+        let right = Network::parse(text).is_some();
+        found.check(right, "server.proxy_addresses", "must be addresses or blocks, such as 10.0.0.0/8");
+    }
+    let lost = server.proxy_addresses.is_empty() || server.trusted_proxies > 0;
+    found.check(lost, "server.proxy_addresses", "needs `server.trusted_proxies`: how many there are in a row");
+    let bits = (16..=128).contains(&server.ipv6_prefix_bits);
+    found.check(bits, "server.ipv6_prefix_bits", "must be from 16 to 128");
+}
+
 fn others(config: &Config, found: &mut Findings) {
+    proxies(config, found);
     for origin in &config.cors.origins {
         let right = origin == "*"
             || origin.split_once("://").is_some_and(|(scheme, host)| {

@@ -10,8 +10,10 @@ pub mod watch;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use async_trait::async_trait;
+
 use crate::config::{self, Action};
-use crate::identity::Onboard;
+use crate::identity::{Arrival, Judge, Onboard};
 use crate::ledger::{AccountId, Change, GrantKind, Micros, Scope};
 use crate::rollout::Current;
 use crate::store::fraud::{self, Case, NewSignal};
@@ -22,16 +24,6 @@ use crate::telemetry::Metrics;
 const ACTOR: &str = "fraud";
 const MINUTE_US: u64 = 60 * 1_000_000;
 const DAY_US: u64 = 24 * 60 * MINUTE_US;
-
-/// How an account came.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Signup {
-    /// Whence, if it is known.
-    pub address: Option<IpAddr>,
-    /// Stack Auth's `risk_scores.sign_up`, 0 to 100.
-    pub bot: Option<u8>,
-    pub free_trial_abuse: Option<u8>,
-}
 
 /// Judges accounts.
 pub struct Fraud {
@@ -71,7 +63,7 @@ impl Fraud {
     }
 
     /// Looks at how a user came, once the user is stored; the same user again changes nothing.
-    pub async fn assess_signup(&self, user: &AccountId, signup: &Signup) -> StoreResult<()> {
+    pub async fn assess_signup(&self, user: &AccountId, signup: &Arrival) -> StoreResult<()> {
         let config = self.current.get();
         let settings = &config.fraud;
         if !settings.enabled {
@@ -215,6 +207,13 @@ impl Fraud {
             self.store.audit(by, "fraud.clear", Some(user), &format!("score {score}")).await?;
         }
         Ok(done)
+    }
+}
+
+#[async_trait]
+impl Judge for Fraud {
+    async fn judge(&self, user: &AccountId, arrival: &Arrival) -> StoreResult<()> {
+        self.assess_signup(user, arrival).await
     }
 }
 

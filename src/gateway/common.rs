@@ -1,6 +1,7 @@
 //! What requests have in common: on one worker, and on all of a replica.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -21,8 +22,11 @@ use super::tasks::LocalTasks;
 use super::upstream::Upstream;
 use super::{GatewayError, GatewayParts};
 use crate::config::{Config, Enforcement};
+use crate::cors::Origins;
+use crate::credits::Credits;
 use crate::identity::Identity;
 use crate::ledger::{Connect, SharedLedger};
+use crate::limits::Proxies;
 use crate::rollout::Current;
 use crate::telemetry::Metrics;
 
@@ -34,6 +38,9 @@ pub(super) struct Shared {
     pub(super) identity: Arc<Identity>,
     pub(super) metrics: Metrics,
     pub(super) shed: Shed,
+    pub(super) proxies: Proxies,
+    /// `None`: no browser may call from elsewhere.
+    pub(super) origins: Option<Origins>,
     pub(super) api: axum::Router,
     pub(super) ledgers: Arc<dyn Connect>,
     pub(super) network: Network,
@@ -47,7 +54,9 @@ impl Shared {
         Ok(Shared {
             network: Network::new(&config, &metrics)?,
             tls: connect::server_config(&config.tls)?.map(TlsAcceptor::from),
-            shed: Shed::new(&config.shed),
+            shed: Shed::new(&config),
+            proxies: Proxies::new(&config.server),
+            origins: Some(Origins::new(&config.cors)).filter(|origins| !origins.is_empty()),
             connections: Arc::new(Semaphore::new(config.server.max_connections.clamp(1, Semaphore::MAX_PERMITS))),
             config,
             current,
@@ -81,6 +90,8 @@ pub(super) struct Worker {
     /// Replaced as a whole when prices change; requests under way keep theirs.
     pub(super) routes: RefCell<Rc<Routes>>,
     pub(super) enforcement: Cell<Enforcement>,
+    /// Below which balance a plan's users are low.
+    pub(super) lows: RefCell<HashMap<String, Credits>>,
     pub(super) ids: Ids,
     pub(super) counters: Counters,
     /// What goes on without a client: answers read to their end, tunnels, late charges.
@@ -107,6 +118,8 @@ impl Worker {
     /// Takes over what may change while the process runs.
     pub(super) fn adopt(&self, config: &Config) {
         self.enforcement.set(config.enforcement);
+        let low = |(name, plan): (&String, &crate::config::Plan)| (name.clone(), plan.low_below());
+        self.lows.replace(config.plans.iter().map(low).collect());
         let repriced = self.routes.borrow().repriced(config);
         match repriced {
             Ok(routes) => drop(self.routes.replace(Rc::new(routes))),

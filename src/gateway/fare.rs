@@ -108,8 +108,7 @@ async fn reserved(worker: &Worker, principal: &SharedPrincipal, ask: Ask) -> Res
         Status::Backlogged => return Err(hold::Refusal::Backlogged),
     };
     let held = hold.total();
-    let plan = worker.shared.config.plans.get(&*principal.plan);
-    let low = plan.is_some_and(|plan| reserved.available < plan.low_below());
+    let low = worker.lows.borrow().get(&*principal.plan).is_some_and(|low| reserved.available < *low);
     let fares = Fares::new(&reserved, held, ask.limits, low);
     Ok(Ticket { fares: Some(fares), ..Ticket::new(Pay::Hold(hold)) })
 }

@@ -218,6 +218,8 @@ pub(super) fn strip_answer(headers: &mut HeaderMap, kind: RouteKind, bodiless: b
             "set-cookie" | "trailer" | "request-id" => http,
             // Whose account it is at the upstream, and how much of its limits is left, is the operator's affair.
             "openai-organization" | "openai-project" | "anthropic-organization-id" => http,
+            // Whose browsers may call is our word, not an AI service's.
+            _ if text.starts_with("access-control-") => http,
             _ => {
                 let limits = text.starts_with("x-ratelimit-") || text.starts_with("anthropic-ratelimit-");
                 !text.starts_with("x-credits-") && (http || !limits)

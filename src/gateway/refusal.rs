@@ -354,6 +354,11 @@ fn auth(error: AuthError) -> View {
             View { param: Some("x-faregate-user"), ..bad_request("invalid_user", error.to_string()) }
         }
         AuthError::Closed => bad(StatusCode::FORBIDDEN, Outcome::Forbidden, "account_closed", error.to_string()),
+        AuthError::Throttled { retry_after_s } => View {
+            openai: ("requests", "rate_limit_exceeded"),
+            retry: Retry::After(Duration::from_secs(retry_after_s.into())),
+            ..bad(StatusCode::TOO_MANY_REQUESTS, Outcome::RateLimited, "rate_limit_exceeded", error.to_string())
+        },
         AuthError::Unavailable => View {
             openai: ("server_error", "keys_unavailable"),
             retry: SOON,

@@ -1,5 +1,6 @@
 //! One request's life, from its first byte to its last. [`ride`] decides; everything else computes.
 
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -37,6 +38,7 @@ use crate::config::{Mode, RouteKind};
 use crate::credits::Credits;
 use crate::identity::principal::SharedPrincipal;
 use crate::ledger::hold::Ask;
+use crate::limits::ClientAddress;
 use crate::pricing::Price;
 use crate::telemetry::traces::Seed;
 
@@ -107,14 +109,22 @@ pub(super) async fn answer(
     let (path, config) = (request.uri().path(), &passage.worker.shared.config);
     let ours =
         route::under(path, &config.api.prefix) || (config.page.enabled && route::under(path, &config.page.prefix));
-    let response = if ours {
+    let origins = passage.worker.shared.origins.as_ref();
+    // The API has its own layer for this.
+    let asked = origins.filter(|_| !ours).map(|origins| origins.asked(request.method(), request.headers()));
+    let mut response = if ours {
         // Boxed, as below: a stream may last for hours, and what led to it need not stay in memory with it.
         Box::pin(control(&passage, request)).await
+    } else if asked.as_ref().is_some_and(|asked| asked.preflight) {
+        passage.preflight(&request)
     } else {
         // The hook has counted a panic, and dropping has given back what was held.
         let ridden = AssertUnwindSafe(Box::pin(ride(&mut passage, request))).catch_unwind().await;
         ridden.unwrap_or(Err(Refusal::Internal)).unwrap_or_else(|refusal| passage.refuse(&refusal))
     };
+    if let Some(asked) = asked {
+        asked.answer(response.headers_mut());
+    }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         activity.becomes_tunnel();
     }
@@ -122,18 +132,39 @@ pub(super) async fn answer(
 }
 
 /// The control plane answers under its own prefix.
-async fn control(passage: &Passage, request: Request<Incoming>) -> Response<Outgoing> {
-    if let Err(wait) = passage.worker.shared.shed.check(passage.peer.address.ip()) {
-        return Refusal::Shed(wait).answer(RouteKind::Http, false, passage.request_id.clone()).map(Outgoing::text);
+async fn control(passage: &Passage, mut request: Request<Incoming>) -> Response<Outgoing> {
+    let shared = &passage.worker.shared;
+    let address = passage.client(&request);
+    let shed = shared.shed.check(address).map_err(Refusal::Shed);
+    if let Err(refusal) = shed.and(if passage.ambiguous { Err(Refusal::Framing) } else { Ok(()) }) {
+        let mut response = refusal.answer(RouteKind::Http, false, passage.request_id.clone()).map(Outgoing::text);
+        if let Some(origins) = &shared.origins {
+            origins.asked(request.method(), request.headers()).answer(response.headers_mut());
+        }
+        return response;
     }
-    if passage.ambiguous {
-        return Refusal::Framing.answer(RouteKind::Http, false, passage.request_id.clone()).map(Outgoing::text);
-    }
+    request.extensions_mut().insert(ClientAddress(address));
     let Ok(response) = passage.worker.shared.api.clone().oneshot(request.map(axum::body::Body::new)).await;
     response.map(Outgoing::Api)
 }
 
 impl Passage {
+    /// Whence it comes, past our own proxies.
+    fn client(&self, request: &Request<Incoming>) -> IpAddr {
+        self.worker.shared.proxies.client(self.peer.address.ip(), request.headers())
+    }
+
+    /// A browser asks whether it may ask. It sends no credentials with that, so no upstream hears of it.
+    fn preflight(&self, request: &Request<Incoming>) -> Response<Outgoing> {
+        if let Err(wait) = self.worker.shared.shed.check(self.client(request)) {
+            return self.refuse(&Refusal::Shed(wait));
+        }
+        let mut response = Response::new(Bytes::new());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        headers::annotate(response.headers_mut(), RouteKind::Http, self.request_id.clone(), None, None);
+        response.map(Outgoing::text)
+    }
+
     fn refuse(&self, refusal: &Refusal) -> Response<Outgoing> {
         let outcome = refusal.outcome();
         let route = self.route.as_ref().map(|route| route.name.as_str());
@@ -276,14 +307,16 @@ async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<R
     let worker = Rc::clone(&passage.worker);
     let found = worker.route(request.uri().path());
     passage.route.clone_from(&found);
-    worker.shared.shed.check(passage.peer.address.ip()).map_err(Refusal::Shed)?;
+    let address = passage.client(&request);
+    worker.shared.shed.check(address).map_err(Refusal::Shed)?;
     let route = found.ok_or(Refusal::NoRoute)?;
     let endpoint = meter::classify(route.kind(), request.method(), &route.settings.prefix, request.uri().path());
     passage.anthropic = endpoint.speaks_anthropic();
     let options = well_formed(passage, &request)?;
     let who = match worker.shared.identity.cached(request.headers()) {
-        Some(known) => known?,
-        None => Box::pin(worker.shared.identity.authenticate(request.headers())).await?,
+        Some(Ok(known)) => known,
+        // Also who was refused a moment ago: that is counted.
+        _ => Box::pin(worker.shared.identity.authenticate_from(request.headers(), Some(address))).await?,
     };
     let upgrade = websocket::asked_for(request.method(), request.version(), request.headers());
     if upgrade && !(route.kind() == RouteKind::Http && route.settings.websocket) {

@@ -1,65 +1,39 @@
 //! The cheap limits, before anything is asked of anybody: requests per second overall and by client address.
 
 use std::net::IpAddr;
-use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
-
-use crate::config;
-
-/// Addresses whose rate is remembered; beyond it the newcomers share one allowance.
-const MAX_ADDRESSES: usize = 65_536;
-/// How many checks pass between two prunings of addresses that have been quiet.
-const PRUNE_EVERY: u32 = 65_536;
+use crate::config::{self, Config};
+use crate::limits::{Limit, network};
 
 /// Shared by all workers of the replica.
 #[derive(Debug)]
 pub(super) struct Shed {
-    clock: DefaultClock,
-    overall: Option<DefaultDirectRateLimiter>,
-    by_address: Option<DefaultKeyedRateLimiter<u64>>,
-    checks: AtomicU32,
+    overall: Option<Limit<()>>,
+    by_address: Option<Limit<u128>>,
+    ipv6_prefix_bits: u32,
 }
 
 impl Shed {
-    pub(super) fn new(settings: &config::Shed) -> Shed {
-        let quota = |per_second: u32| NonZeroU32::new(per_second).map(Quota::per_second);
+    pub(super) fn new(config: &Config) -> Shed {
+        let config::Shed { requests_per_second, per_address_requests_per_second } = config.shed;
         Shed {
-            clock: DefaultClock::default(),
-            overall: quota(settings.requests_per_second).map(RateLimiter::direct),
-            by_address: quota(settings.per_address_requests_per_second).map(RateLimiter::keyed),
-            checks: AtomicU32::new(0),
+            overall: (requests_per_second > 0).then(|| Limit::per_second(requests_per_second)),
+            by_address: (per_address_requests_per_second > 0)
+                .then(|| Limit::per_second(per_address_requests_per_second)),
+            ipv6_prefix_bits: config.server.ipv6_prefix_bits,
         }
     }
 
     /// `Err`: when to come back.
     pub(super) fn check(&self, address: IpAddr) -> Result<(), Duration> {
-        if let Some(limiter) = &self.by_address {
-            let count = self.checks.fetch_add(1, Ordering::Relaxed);
-            if count % PRUNE_EVERY == PRUNE_EVERY - 1 {
-                limiter.retain_recent();
-            }
-            let key = if limiter.len() < MAX_ADDRESSES { key(address) } else { 0 };
-            limiter.check_key(&key).map_err(|until| until.wait_time_from(self.clock.now()))?;
+        if let Some(limit) = &self.by_address {
+            limit.check(network(address, self.ipv6_prefix_bits))?;
         }
-        if let Some(limiter) = &self.overall {
-            limiter.check().map_err(|until| until.wait_time_from(self.clock.now()))?;
+        if let Some(limit) = &self.overall {
+            limit.check(())?;
         }
         Ok(())
-    }
-}
-
-/// A v4 address, or the /64 of a v6 one: whoever has one has all of it.
-fn key(address: IpAddr) -> u64 {
-    match address {
-        IpAddr::V4(address) => u64::from(u32::from(address)),
-        IpAddr::V6(address) => match address.to_ipv4_mapped() {
-            Some(address) => u64::from(u32::from(address)),
-            None => (u128::from(address) >> 64) as u64,
-        },
     }
 }
 
@@ -67,21 +41,23 @@ fn key(address: IpAddr) -> u64 {
 mod tests {
     use super::*;
 
+    fn shed(per_address: u32) -> Shed {
+        let shed = config::Shed { requests_per_second: 0, per_address_requests_per_second: per_address };
+        Shed::new(&Config { shed, ..Config::default() })
+    }
+
     #[test]
     fn one_address_does_not_use_up_anothers_allowance() {
-        let settings = config::Shed { requests_per_second: 0, per_address_requests_per_second: 3 };
-        let shed = Shed::new(&settings);
-        let (one, other): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let shed = shed(3);
+        let (one, other): (IpAddr, IpAddr) = ("2001:db8::1".parse().unwrap(), "2001:db8:1::1".parse().unwrap());
         assert_eq!((0..10).filter(|_| shed.check(one).is_ok()).count(), 3);
-        assert!(shed.check(one).unwrap_err() <= Duration::from_secs(1));
+        assert!(shed.check("2001:db8::2".parse().unwrap()).unwrap_err() <= Duration::from_secs(1), "of one prefix");
         assert!(shed.check(other).is_ok());
-        assert_eq!(key("2001:db8::1".parse().unwrap()), key("2001:db8::2".parse().unwrap()));
-        assert_eq!(key("::ffff:10.0.0.1".parse().unwrap()), key(one));
     }
 
     #[test]
     fn zero_means_no_limit() {
-        let shed = Shed::new(&config::Shed::default());
+        let shed = shed(0);
         assert!((0..10_000).all(|_| shed.check("10.0.0.1".parse().unwrap()).is_ok()));
     }
 }

@@ -89,6 +89,7 @@ async fn serve(shared: &Arc<Shared>, listener: TcpListener, stop: &CancellationT
             Upstream::new(Arc::clone(target), wires.clone(), scratch.clone(), &shared.metrics)
         }))),
         enforcement: Cell::new(shared.config.enforcement),
+        lows: RefCell::default(),
         counters: Counters {
             estimated: credits("estimated"),
             uncharged: credits("uncharged"),

@@ -31,6 +31,7 @@ const SETTLED_AT_ONCE: usize = 500;
 /// Ended requests that wait to be written; beyond it keys with budgets take no new ones.
 const MAX_WAITING: usize = 65_536;
 const SWEPT_AT_ONCE: u32 = 500;
+const MAX_TOLD: u64 = 10_000;
 
 /// Why a request may not begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub enum BudgetRefusal {
 pub(super) struct Budgets {
     owner: u64,
     ended: Arc<Ended>,
+    /// Keys whose owners were told that the budget is used up; told again, it changes nothing.
+    told: moka::sync::Cache<Arc<str>, ()>,
 }
 
 #[derive(Default)]
@@ -75,7 +78,11 @@ impl Budgets {
         // The time alone is not enough where replicas start together.
         let mut random = [0; 8];
         let drawn = getrandom::fill(&mut random).is_ok();
-        Budgets { owner: if drawn { u64::from_ne_bytes(random) } else { owner }, ended: Arc::default() }
+        Budgets {
+            owner: if drawn { u64::from_ne_bytes(random) } else { owner },
+            ended: Arc::default(),
+            told: moka::sync::Cache::new(MAX_TOLD),
+        }
     }
 }
 
@@ -108,8 +115,16 @@ impl Identity {
             held: Credits::ZERO,
             settled: false,
         };
-        taken.grow(amount, floor).await?;
-        Ok(Some(taken))
+        match taken.grow(amount, floor).await {
+            Ok(_) => Ok(Some(taken)),
+            Err(refusal) => {
+                // What requests in flight give back may be enough for this one.
+                if matches!(refusal, BudgetRefusal::Exhausted { left, held } if left.saturating_add(held) < floor) {
+                    self.tell_refused(caller).await;
+                }
+                Err(refusal)
+            }
+        }
     }
 
     /// Writes down what ended, renews what goes on, and settles what others left, until `stop`.
@@ -166,16 +181,40 @@ impl Identity {
         }
     }
 
-    async fn tell_spent(&self, key: SpentKey) {
+    /// What is left of a budget is too little for what is asked for: its owner is told, as where nothing is left.
+    async fn tell_refused(&self, caller: &Principal) {
+        if self.budgets.told.contains_key(&caller.key_id) {
+            return;
+        }
+        let keys = match self.store.keys_of(Some(&caller.account)).await {
+            Ok(keys) => keys,
+            Err(error) => {
+                tracing::warn!(key = %caller.key_id, %error, "a key whose budget is used up could not be looked up");
+                return;
+            }
+        };
+        let key = keys.into_iter().find(|key| key.id == *caller.key_id);
+        if let Some((key, budget)) = key.and_then(|key| key.budget.map(|budget| (key, budget))) {
+            let user = caller.account.clone();
+            if self.tell_spent(SpentKey { id: key.id, user, name: key.name, limit: budget.limit }).await {
+                self.budgets.told.insert(caller.key_id.clone(), ());
+            }
+        }
+    }
+
+    /// Whether that is known now.
+    async fn tell_spent(&self, key: SpentKey) -> bool {
         let notice = Notice {
             user: key.user,
             kind: NoticeKind::KeyBudgetExhausted,
             data: json!({"key": key.id, "name": key.name, "limit": key.limit}),
             dedupe_key: format!("key_budget:{}", key.id),
         };
-        if let Err(error) = self.store.notify(notice).await {
+        let told = self.store.notify(notice).await;
+        if let Err(error) = &told {
             tracing::warn!(key = key.id, %error, "that a key's budget is used up could not be told");
         }
+        told.is_ok()
     }
 }
 

@@ -130,6 +130,12 @@ impl Cache {
         }
     }
 
+    /// Whether this was somebody not long ago.
+    pub(super) fn remembers(&self, digest: &KeyHash) -> bool {
+        let generation = self.generation.load(Ordering::Acquire);
+        self.found.get(digest).is_some_and(|entry| entry.watch.stands(generation) && entry.in_time())
+    }
+
     /// Whether the store has told nothing for so long that it is of no use to ask it.
     fn blind(&self) -> bool {
         let heard = Duration::from_millis(self.heard_ms.load(Ordering::Acquire));

@@ -174,6 +174,7 @@ impl Identity {
         let told = told::told(&event.payload, event.at).map_err(Failure::Unreadable)?;
         let Some(entitled) = self.inbox.entitled(&told) else { return Ok(false) };
         let signed_up = self.sign_up(user.clone(), told.profile, entitled, ACTOR).await?;
+        self.judge_told(&signed_up.user, &told.arrival).await?;
         // Also where it was written by an attempt that then failed.
         if !signed_up.created && event.event_type == "user.updated" {
             self.pass_on(user).await?;

@@ -1,5 +1,6 @@
 //! Who rides: from the credentials of a request to a principal.
 
+pub mod arrivals;
 pub mod budget;
 pub mod keys;
 pub mod principal;
@@ -19,6 +20,7 @@ pub(crate) mod svix;
 mod token;
 pub(crate) mod told;
 
+pub use arrivals::{Arrival, Judge};
 pub use cache::{MAX_REFUSALS, PRINCIPAL_STALE, PRINCIPAL_TTL, REFUSAL_TTL};
 pub use resolve::{Identity, Onboard};
 pub use token::TokenFault;

@@ -71,6 +71,9 @@ pub enum AuthError {
     UnknownUser,
     #[error("the account is closed")]
     Closed,
+    /// Too many wrong ones came from this address lately.
+    #[error("too many wrong keys came from this address; try again later")]
+    Throttled { retry_after_s: u32 },
     /// The store, or the issuer of a token, cannot be asked: 503.
     #[error("keys and tokens cannot be checked right now")]
     Unavailable,

@@ -6,7 +6,8 @@
 //! this replica fails to reach, and for that case the time is the bound.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -16,6 +17,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::arrivals::{self, Judge};
 use super::budget::Budgets;
 use super::cache::{Cache, Found, Watch};
 use super::credentials::Credentials;
@@ -24,10 +26,12 @@ use super::issuers::Issuers;
 use super::keys::{self, KeyHash};
 use super::principal::{AuthError, CallerKind, Principal, SharedPrincipal};
 use super::scope::Scope;
+use super::token::TokenFault;
 use crate::bridge::Pusher;
 use crate::config::Config;
 use crate::credits::Credits;
 use crate::ledger::{AccountId, Limits, Micros};
+use crate::limits::Failures;
 use crate::store::{KeyKind, NewUser, SharedStore, StoreError, User, UserStatus};
 use crate::telemetry::Metrics;
 
@@ -80,6 +84,9 @@ pub struct Identity {
     pub(super) sign_up: SignUpTerms,
     pub(super) inbox: AuthInbox,
     pub(super) budgets: Budgets,
+    failures: Failures,
+    pub(super) judge: OnceLock<Arc<dyn Judge>>,
+    pub(super) judged: moka::sync::Cache<AccountId, ()>,
     onboard: Option<Arc<dyn Onboard>>,
     look_up_timeout: Duration,
     onboard_timeout: Duration,
@@ -138,6 +145,9 @@ impl Identity {
             },
             inbox: AuthInbox::new(config),
             budgets: Budgets::new(),
+            failures: Failures::new(config.api.failures_per_minute, config.server.ipv6_prefix_bits),
+            judge: OnceLock::new(),
+            judged: arrivals::judged(),
             metrics,
             onboard,
             look_up_timeout: Duration::from_millis(config.store.timeout_ms),
@@ -158,16 +168,26 @@ impl Identity {
 
     /// Who sends this. A frozen account gets in: the ledger refuses what it may not do.
     pub async fn authenticate(&self, headers: &HeaderMap) -> Result<SharedPrincipal, AuthError> {
-        let credentials = Credentials::read(headers)?;
+        self.authenticate_from(headers, None).await
+    }
+
+    /// The same, of a request that came from this address.
+    pub async fn authenticate_from(
+        &self,
+        headers: &HeaderMap,
+        address: Option<IpAddr>,
+    ) -> Result<SharedPrincipal, AuthError> {
+        let credentials = Credentials::read(headers).map_err(|error| self.counted(error, address))?;
         let digest = digest(&credentials);
         if let Some(known) = self.cache.principal(&digest) {
-            return known;
+            return known.map_err(|error| self.counted(error, address));
         }
+        self.may_look_up(&credentials, address)?;
         let looked_up = async {
             match &credentials {
                 Credentials::Key { key, kind: KeyKind::Service, user } => self.acting_user(key, user, &digest).await,
                 Credentials::Key { .. } => self.key_owner(&digest).await,
-                Credentials::Token(token) => self.token_user(token, &digest).await,
+                Credentials::Token(token) => self.token_user(token, &digest, address).await,
             }
         };
         let answer = tokio::time::timeout(self.look_up_timeout, looked_up).await.unwrap_or_else(|_| {
@@ -176,8 +196,30 @@ impl Identity {
         });
         match answer {
             Err(AuthError::Unavailable) => self.cache.stale(&digest).ok_or(AuthError::Unavailable),
-            answer => answer,
+            answer => answer.map_err(|error| self.counted(error, address)),
         }
+    }
+
+    /// Where many wrong keys came from, others are not even looked up, but for those that were in use before: one client
+    /// with an old key must not shut the door for all others behind its address.
+    fn may_look_up(&self, credentials: &Credentials<'_>, address: Option<IpAddr>) -> Result<(), AuthError> {
+        let Credentials::Key { key, .. } = credentials else { return Ok(()) };
+        match address.and_then(|address| self.failures.wait(address)) {
+            Some(wait) if !self.cache.remembers(&keys::hash(key)) => Err(throttled(wait)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts what was wrong against where it came from. An error that is one too many says so instead.
+    fn counted(&self, error: AuthError, address: Option<IpAddr>) -> AuthError {
+        let guess = match error {
+            AuthError::Invalid | AuthError::Revoked | AuthError::Expired => true,
+            // One that was good once.
+            AuthError::Token(fault) => fault != TokenFault::Expired,
+            _ => false,
+        };
+        let wait = address.filter(|_| guess).and_then(|address| self.failures.count(address));
+        wait.map_or(error, throttled)
     }
 
     /// A user who has shown in another way than by a key who they are, such as by a session of the page.
@@ -433,6 +475,11 @@ impl std::fmt::Debug for Identity {
     }
 }
 
+fn throttled(wait: Duration) -> AuthError {
+    let seconds = wait.as_millis().div_ceil(1_000).max(1);
+    AuthError::Throttled { retry_after_s: u32::try_from(seconds).unwrap_or(u32::MAX) }
+}
+
 /// The hash of a key or a token; for a service key a hash of key and user together (a key contains no zero byte).
 fn digest(credentials: &Credentials<'_>) -> KeyHash {
     match credentials {
@@ -448,7 +495,7 @@ fn digest(credentials: &Credentials<'_>) -> KeyHash {
     }
 }
 
-fn now_us() -> Micros {
+pub(super) fn now_us() -> Micros {
     u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or(0)
 }
 

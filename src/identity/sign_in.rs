@@ -1,6 +1,7 @@
 //! From an access token to a principal. The user is made at the first one: what the issuer tells by webhook may be late, or
 //! never come.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use super::cache::{Found, Watch};
@@ -17,7 +18,12 @@ use crate::store::{StoreError, User, UserStatus};
 pub(crate) const PROFILE_EVENT: &str = "faregate.profile";
 
 impl Identity {
-    pub(super) async fn token_user(&self, token: &str, digest: &KeyHash) -> Result<SharedPrincipal, AuthError> {
+    pub(super) async fn token_user(
+        &self,
+        token: &str,
+        digest: &KeyHash,
+        address: Option<IpAddr>,
+    ) -> Result<SharedPrincipal, AuthError> {
         if self.issuers.is_empty() {
             return Err(AuthError::Invalid);
         }
@@ -26,7 +32,7 @@ impl Identity {
             return known;
         }
         let (mut watch, mut until) = (self.cache.watch(digest), None);
-        let looked_up = self.look_up_token(token, &mut watch, &mut until).await;
+        let looked_up = self.look_up_token(token, address, &mut watch, &mut until).await;
         self.cache.keep(digest, looked_up.clone().map(Found::Principal), watch, until);
         looked_up
     }
@@ -34,6 +40,7 @@ impl Identity {
     async fn look_up_token(
         &self,
         token: &str,
+        address: Option<IpAddr>,
         watch: &mut Watch,
         until: &mut Option<Instant>,
     ) -> Result<SharedPrincipal, AuthError> {
@@ -55,6 +62,7 @@ impl Identity {
         }
         self.checked("ok");
         let user = self.vouched(&verified).await?;
+        self.judge_caller(&user, address).await;
         self.principal(user, verified.issuer, CallerKind::Token, None)
     }
 

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::arrivals::Arrival;
 use super::issuers::{MAX_MAIL_CHARS, MAX_NAME_CHARS, plain, user_id};
 use super::svix::Genuine;
 use crate::ledger::Micros;
@@ -31,6 +32,8 @@ pub(super) struct Told {
     pub(super) email_verified: bool,
     pub(super) anonymous: bool,
     pub(super) restricted: bool,
+    /// With the issuer's risk scores.
+    pub(super) arrival: Arrival,
 }
 
 #[derive(Deserialize)]
@@ -45,6 +48,8 @@ struct Data {
     is_anonymous: Option<bool>,
     #[serde(default)]
     is_restricted: Option<bool>,
+    #[serde(default)]
+    risk_scores: Value,
 }
 
 /// The event to store.
@@ -85,7 +90,20 @@ pub(super) fn told(payload: &str, at: Micros) -> Result<Told, String> {
         email_verified: data.primary_email_verified.unwrap_or(false),
         anonymous,
         restricted: anonymous || data.is_restricted.unwrap_or(false),
+        arrival: Arrival {
+            address: None,
+            bot: risk(&data.risk_scores, "/sign_up/bot"),
+            free_trial_abuse: risk(&data.risk_scores, "/sign_up/free_trial_abuse"),
+        },
     })
+}
+
+/// A score from 0 to 100, which may come with decimals; they are cut off.
+fn risk(scores: &Value, path: &str) -> Option<u8> {
+    let Value::Number(score) = scores.pointer(path)? else { return None };
+    let text = score.to_string();
+    let whole: u64 = text.split('.').next()?.parse().ok()?;
+    u8::try_from(whole.min(100)).ok()
 }
 
 /// When a message came to be. Webhooks overtake each other, and the payload does not say; but Svix's message ids are
@@ -135,13 +153,14 @@ mod tests {
     #[test]
     fn events_are_read_as_far_as_they_are_understood() {
         let body = r#"{"type":"user.updated","data":{"id":"u-1","primary_email":" a@b.example ","primary_email_verified":true,
-            "display_name":"A\u0007nn","is_anonymous":false,"is_restricted":true,"risk_scores":{"sign_up":{"bot":3}}}}"#;
+            "display_name":"A\u0007nn","is_anonymous":false,"is_restricted":true,"risk_scores":{"sign_up":{"bot":3.9,"free_trial_abuse":400}}}}"#;
         let stored = event("msg_1", body).unwrap();
         let user = stored.user.map(|id| id.to_string());
         assert_eq!((stored.event_type.as_str(), user.as_deref()), ("user.updated", Some("u-1")));
         assert_eq!(stored.at, 1_700_000_000_000_000);
         let told = told(&stored.payload, 7).unwrap();
         assert_eq!((told.profile.email.as_deref(), told.profile.name.as_deref()), (Some("a@b.example"), Some("Ann")));
+        assert_eq!((told.arrival.bot, told.arrival.free_trial_abuse), (Some(3), Some(100)));
         assert!(told.restricted && !told.anonymous && told.email_verified && told.profile.whole);
         assert!(event("msg_1", r#"{"type":"team.created","data":{"id":7}}"#).unwrap().user.is_none());
         for broken in ["", "[]", "{}", r#"{"type":"user.created"}"#, r#"{"type":"user.created","data":{"id":""}}"#] {

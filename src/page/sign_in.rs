@@ -7,7 +7,7 @@ use axum::extract::{Path, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::{AUTHORIZATION, SET_COOKIE};
-use http::{HeaderMap, StatusCode, Uri};
+use http::{Extensions, HeaderMap, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 
 use super::Pages;
@@ -19,6 +19,7 @@ use crate::api::{PageSession, SignedIn};
 use crate::identity::principal::{AuthError, SharedPrincipal};
 use crate::identity::secret;
 use crate::ledger::{AccountId, Micros};
+use crate::limits::ClientAddress;
 use crate::store::StoreError;
 use crate::store::sessions::{SecretHash, Session};
 
@@ -73,6 +74,7 @@ pub(super) async fn begin(
     State(pages): State<Arc<Pages>>,
     uri: Uri,
     headers: HeaderMap,
+    extensions: Extensions,
     Json(body): Json<Begin>,
 ) -> Result<Response, Problem> {
     if !pages.cookies.own_call(&uri, &headers) {
@@ -90,7 +92,7 @@ pub(super) async fn begin(
             pages.store.redeem_link(link, hash, expires_at).await?.ok_or_else(used)?
         }
         None => {
-            let principal = pages.by_token(&headers).await?;
+            let principal = pages.by_token(&headers, &extensions).await?;
             let user = principal.account.clone();
             make_way(before, &user)?;
             pages.store.begin_session(Session { hash, user: Some(user.clone()), expires_at }).await?;
@@ -192,12 +194,13 @@ impl Pages {
     }
 
     /// Who a token says it is. A key is no way in: keys never reach a browser.
-    async fn by_token(&self, headers: &HeaderMap) -> Result<SharedPrincipal, Problem> {
+    async fn by_token(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<SharedPrincipal, Problem> {
         let token = STACK_HEADERS.iter().any(|name| headers.contains_key(*name));
         if !token || headers.contains_key(AUTHORIZATION) || headers.contains_key("x-api-key") {
             return Err(AuthError::Missing.into());
         }
-        Ok(self.identity.authenticate(headers).await?)
+        let address = extensions.get::<ClientAddress>().map(|ClientAddress(address)| *address);
+        Ok(self.identity.authenticate_from(headers, address).await?)
     }
 
     fn session_end(&self) -> Micros {

@@ -125,6 +125,7 @@ impl Backend {
         faces.spawn("event streams", hub.clone().follow(faces.stop.clone()));
         faces.spawn("callers of event streams", hub.clone().watch_callers(faces.stop.clone()));
         let fraud = Fraud::new(store.clone(), pusher.clone(), current.clone(), metrics.clone());
+        identity.attach_judge(fraud.clone());
         if role == Role::Gateway {
             faces.spawn("fraud", fraud.clone().run(faces.stop.clone()));
         }

@@ -1,7 +1,7 @@
 //! The admin listener: a handful of connections from operators and Prometheus, on the background runtime.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
+
+use crate::limits::{ClientAddress, Proxies};
 
 /// Connections at a time; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 256;
@@ -42,7 +44,7 @@ impl AdminListener {
     }
 
     /// Serves until `stop`, then lets what is under way finish.
-    pub(super) async fn run(self, router: Router, stop: CancellationToken) {
+    pub(super) async fn run(self, router: Router, proxies: Proxies, stop: CancellationToken) {
         let connections = TaskTracker::new();
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
@@ -52,10 +54,11 @@ impl AdminListener {
                 () = stop.cancelled() => break,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     let (router, stop) = (router.clone(), stop.clone());
+                    let from = From { peer: peer.ip(), proxies: proxies.clone() };
                     connections.spawn(async move {
-                        serve(stream, router, stop).await;
+                        serve(stream, from, router, stop).await;
                         drop(slot);
                     });
                 }
@@ -72,10 +75,20 @@ impl AdminListener {
     }
 }
 
-async fn serve(stream: TcpStream, router: Router, stop: CancellationToken) {
+/// Where a connection comes from, and who may say otherwise.
+struct From {
+    peer: IpAddr,
+    proxies: Proxies,
+}
+
+async fn serve(stream: TcpStream, from: From, router: Router, stop: CancellationToken) {
     // An answer goes out when it is there.
     let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request));
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let address = from.proxies.client(from.peer, request.headers());
+        request.extensions_mut().insert(ClientAddress(address));
+        router.clone().oneshot(request)
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)

@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, ConfigError};
 use crate::identity::Identity;
 use crate::rollout::Current;
+use crate::store::SharedStore;
+use crate::store::notifications::Thresholds;
 use crate::telemetry::{LogLevel, Metrics};
 
 /// How often the file is looked at.
@@ -27,6 +29,7 @@ pub(super) struct Reloader {
     pub(super) loaded: Config,
     pub(super) current: Current,
     pub(super) identity: Arc<Identity>,
+    pub(super) store: SharedStore,
     pub(super) log: LogLevel,
     pub(super) metrics: Metrics,
 }
@@ -101,6 +104,7 @@ impl Reloader {
         let outcome = outcome(&self.loaded, &fresh);
         self.log.set(&next.log.level);
         self.identity.set_plans(&next);
+        self.store.set_thresholds(Thresholds::of(&next.plans));
         self.current.replace(Arc::new(next));
         self.loaded = fresh;
         Ok(outcome)
@@ -125,6 +129,8 @@ fn with_live_settings(running: &Config, fresh: &Config) -> Config {
             plan.requests_per_minute = new.requests_per_minute;
             plan.tokens_per_minute = new.tokens_per_minute;
             plan.concurrency = new.concurrency;
+            plan.low_credits = new.low_credits;
+            plan.low_percent = new.low_percent;
         }
     }
     for (name, experiment) in &mut next.experiments {
@@ -201,6 +207,143 @@ mod tests {
         let next = with_live_settings(&before, &after);
         assert_eq!((next.workers, next.enforcement.mode), (before.workers, Mode::Shadow));
         assert!(!next.plans.contains_key("pro"));
+    }
+
+    /// What changes while the gateway runs; all else waits for a restart.
+    const LIVE: &[&str] = &[
+        "enforcement.mode",
+        "enforcement.percent",
+        "experiments.trial.active",
+        "flags.new",
+        "flags.new.enabled",
+        "flags.new.percent",
+        "flags.new.plans",
+        "flags.new.users",
+        "fraud.*",
+        "log.level",
+        "plans.free.concurrency",
+        "plans.free.low_credits",
+        "plans.free.low_percent",
+        "plans.free.requests_per_minute",
+        "plans.free.tokens_per_minute",
+        "prices.*",
+        "reports.*",
+        "routes.openai.price",
+    ];
+    /// Not shown, so nothing tells their names; or there is only one thing they can be.
+    const UNSEEN: &[&str] = &["admin_token", "upstream.api_key", "stripe.secret_key", "stripe.webhook_secrets"];
+
+    fn is_live(path: &str) -> bool {
+        LIVE.iter().any(|live| live.strip_suffix('*').map_or(*live == path, |group| path.starts_with(group)))
+    }
+
+    /// One of everything.
+    fn complete() -> Config {
+        let mut config = Config::default();
+        config.flags.insert("new".into(), crate::config::Flag::default());
+        let variant = crate::config::Variant { name: "a".into(), ..crate::config::Variant::default() };
+        let experiment = crate::config::Experiment { variants: vec![variant], ..crate::config::Experiment::default() };
+        config.experiments.insert("trial".into(), experiment);
+        config.packs.insert("small".into(), crate::config::Pack::default());
+        config.upstreams.insert("other".into(), crate::config::Upstream::default());
+        config.issuers.insert("login".into(), crate::config::Issuer::default());
+        let route =
+            crate::config::Route { prefix: "/v1".into(), ..config.routes.values().next().cloned().unwrap_or_default() };
+        config.routes.insert("openai".into(), route);
+        config
+    }
+
+    fn leaves(path: &str, tree: &Value, found: &mut Vec<String>) {
+        match tree {
+            Value::Object(fields) if !fields.is_empty() => {
+                for (name, value) in fields {
+                    leaves(&format!("{path}/{name}"), value, found);
+                }
+            }
+            _ => found.push(path.to_owned()),
+        }
+    }
+
+    /// Other values that a setting might take.
+    fn others(value: &Value) -> Vec<Value> {
+        let words = [
+            "x",
+            "127.0.0.1:7",
+            "shadow",
+            "debug",
+            "json",
+            "anthropic",
+            "openai",
+            "drain",
+            "void",
+            "allow",
+            "refuse",
+            "credits",
+            "nothing",
+            "per_request",
+            "year",
+            "off",
+            "7",
+            "verify-full",
+            "http",
+        ];
+        let mut others: Vec<Value> = match value {
+            Value::Bool(value) => vec![(!value).into()],
+            Value::Number(number) => vec![(number.as_u64().unwrap_or(0) + 1).into()],
+            Value::Array(items) => {
+                vec![serde_json::json!(["x"]), serde_json::json!([{}]), items.iter().skip(1).cloned().collect()]
+            }
+            _ => vec![7.into(), true.into(), serde_json::json!(["x"])],
+        };
+        others.extend(words.map(Value::from));
+        others
+    }
+
+    /// Issue 5, point 7: each setting, changed alone, is taken over at once or named as waiting for a restart.
+    #[test]
+    fn every_setting_is_live_or_waits_and_says_so() {
+        let before = complete();
+        let tree = serde_json::to_value(&before).unwrap();
+        let mut paths = Vec::new();
+        leaves("", &tree, &mut paths);
+        assert!(paths.len() > 150, "{} settings", paths.len());
+        for pointer in paths {
+            let path = pointer.trim_start_matches('/').replace('/', ".");
+            let old = tree.pointer(&pointer).unwrap();
+            let changed = others(old).into_iter().find_map(|other| {
+                let mut tree = tree.clone();
+                *tree.pointer_mut(&pointer).unwrap() = other;
+                serde_json::from_value::<Config>(tree).ok().filter(|after| *after != before)
+            });
+            let Some(after) = changed else {
+                assert!(UNSEEN.contains(&path.as_str()), "`{path}` could not be changed from {old}");
+                continue;
+            };
+            let Outcome { applied, waiting } = outcome(&before, &after);
+            let next = with_live_settings(&before, &after);
+            if is_live(&path) {
+                assert!(!applied.is_empty() && waiting.is_empty(), "`{path}`: {applied:?}, {waiting:?}");
+                assert_eq!(next, after, "`{path}` is taken over");
+            } else {
+                let told = waiting == ["a secret"] || waiting.iter().any(|name| name.starts_with(&path));
+                assert!(applied.is_empty() && told, "`{path}`: {applied:?}, {waiting:?}");
+                assert_eq!(next, before, "`{path}` stays as it was");
+            }
+        }
+    }
+
+    #[test]
+    fn weights_of_variants_are_live_and_their_terms_are_not() {
+        let before = complete();
+        let mut after = before.clone();
+        after.experiments.get_mut("trial").unwrap().variants[0].weight = 9;
+        let found = outcome(&before, &after);
+        assert_eq!(
+            (found.applied.as_slice(), found.waiting.len()),
+            (&["experiments.trial.variants".to_owned()][..], 0)
+        );
+        after.experiments.get_mut("trial").unwrap().variants[0].credits = Some(crate::credits::Credits::whole(3));
+        assert_eq!(outcome(&before, &after).waiting, ["experiments.trial.variants"]);
     }
 
     #[test]

@@ -63,10 +63,19 @@ pub async fn signed_up(
     now: Micros,
     (burst_since, farmed_since): (Micros, Micros),
 ) -> StoreResult<Block> {
-    let insert = "INSERT INTO fraud_signups (user_id, block, at) VALUES (?, ?, ?) ON CONFLICT (user_id) DO NOTHING";
+    // Told of by the issuer first, a user's block is known once a token comes.
+    let insert = "INSERT INTO fraud_signups (user_id, block, at) VALUES (?, ?, ?)
+        ON CONFLICT (user_id) DO UPDATE SET block = excluded.block WHERE fraud_signups.block IS NULL";
     let block_value = super::questions::Value::Text(block.map(str::to_owned));
     store.execute(vec![Question::new(insert, [text(user.as_str()), block_value, time(now)])]).await?;
-    let Some(block) = block else { return Ok(Block::default()) };
+    // Where an account came from counts, not where it goes.
+    let own = Question::new("SELECT block FROM fraud_signups WHERE user_id = ?", [text(user.as_str())]);
+    let own = store.ask(vec![own]).await?;
+    let own = own.first().and_then(|rows| rows.first()).map(|row| string(row, 0)).unwrap_or_default();
+    if own.is_empty() {
+        return Ok(Block::default());
+    }
+    let block = own.as_str();
     let burst = "SELECT count(*) FROM fraud_signups WHERE block = ? AND at >= ?";
     // Whoever has credits left, or has ever paid, is a customer like others.
     let farmed = "SELECT count(*) FROM fraud_signups AS s WHERE s.block = ? AND s.at >= ? AND s.user_id <> ?

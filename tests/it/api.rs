@@ -4,6 +4,7 @@ mod credits;
 mod fraud;
 mod input;
 mod insight;
+mod limits;
 mod model;
 mod openapi;
 mod operator;

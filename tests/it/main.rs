@@ -22,5 +22,6 @@ mod rollout;
 mod smoke;
 mod store;
 mod support;
+mod through_stripe;
 mod tls;
 mod traces;

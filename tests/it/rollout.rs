@@ -93,6 +93,7 @@ async fn nothing_is_refused_in_shadow(options: Options) {
     let deducted = setting.post("/api/credits/deduct", &key, &json!({"amount": 1})).await;
     assert_eq!((deducted.status, &deducted.json()["charged"]), (StatusCode::OK, &json!(0)));
     assert_eq!(setting.spared("insufficient_credits", "api").await, 1.0);
+    a_hold_is_spared(&setting, &key).await;
     setting.faregate.admin(Method::POST, "/admin/v1/users/ann/freeze", None).await;
     assert_eq!(setting.chat(&key).await.status, StatusCode::OK);
     assert_eq!(setting.spared("forbidden", "openai").await, 1.0);
@@ -106,6 +107,32 @@ async fn nothing_is_refused_in_shadow(options: Options) {
     setting.faregate.grant("ann", "2").await;
     assert_eq!(setting.credits("ann").await, ("2".into(), "0".into()));
     setting.faregate.audit().unwrap();
+}
+
+/// A hold that would have been refused is answered with one that holds nothing, and can be settled and released.
+async fn a_hold_is_spared(setting: &Setting, key: &str) {
+    let reserve = async |amount: u32| setting.post("/api/credits/reserve", key, &json!({ "amount": amount })).await;
+    let made = reserve(2).await;
+    assert_eq!((made.status, &made.json()["held"]), (StatusCode::CREATED, &json!(0)), "{}", made.text());
+    assert_eq!(setting.spared("insufficient_credits", "api").await, 2.0);
+    let body = json!({"id": made.json()["id"], "amount": 1});
+    let settled = setting.post("/api/credits/settle", key, &body).await;
+    assert_eq!((settled.status, &settled.json()["charged"]), (StatusCode::OK, &json!(0)), "{}", settled.text());
+    let other = reserve(3).await.json()["id"].clone();
+    let released = setting.post("/api/credits/release", key, &json!({ "id": other })).await;
+    assert_eq!(released.status, StatusCode::OK, "{}", released.text());
+    // One that there are credits for is one as in every mode; so is what is settled of one that was spared.
+    setting.faregate.grant("ann", "3").await;
+    let held = reserve(1).await.json();
+    assert_eq!(held["held"], json!(1));
+    for id in [&held["id"], &other] {
+        let settled = setting.post("/api/credits/settle", key, &json!({"id": id, "amount": 1})).await;
+        assert_eq!(settled.json()["charged"], json!(1), "{}", settled.text());
+    }
+    let again = setting.post("/api/credits/settle", key, &json!({"id": other, "amount": 1})).await;
+    assert_eq!((again.status, again.header("idempotent-replayed")), (StatusCode::OK, "true"));
+    setting.post("/api/credits/deduct", key, &json!({"amount": 1})).await;
+    assert_eq!(setting.credits("ann").await, ("0".into(), "0".into()));
 }
 
 #[tokio::test]
@@ -160,6 +187,9 @@ async fn settings_are_read_again_while_it_runs() {
     for _ in 0..4 {
         assert_eq!(setting.chat(&key).await.status, StatusCode::OK, "off refuses nothing");
     }
+    let held = setting.post("/api/credits/reserve", &key, &json!({"amount": 9})).await;
+    let settled = setting.post("/api/credits/settle", &key, &json!({"id": held.json()["id"], "amount": 9})).await;
+    assert_eq!((held.status, settled.status), (StatusCode::CREATED, StatusCode::OK), "{}", settled.text());
     assert_eq!(setting.credits("ann").await.0, "3", "and charges nothing");
     assert_eq!(setting.chat("fg_live_nobody").await.status, StatusCode::UNAUTHORIZED);
 
@@ -202,6 +232,27 @@ async fn settings_are_read_again_while_it_runs() {
     let before = setting.reloads("applied").await;
     setting.faregate.signal("HUP");
     eventually(SOON, "read at SIGHUP", || async { (setting.reloads("applied").await > before).then_some(()) }).await;
+}
+
+/// From when on a user is warned changes while the gateway runs: for what is told, what is shown and what answers say.
+#[tokio::test]
+async fn warnings_are_read_again_while_it_runs() {
+    let plan = |low: u32| format!("[plans.free]\nsignup_credits = 9\nlow_credits = {low}\nlow_percent = 0\n");
+    let setting = Setting::start(&plan(1));
+    let key = setting.faregate.user("ann", "9").await;
+    let get = async |path: &str| setting.faregate.http.get(&setting.faregate.url(path), &key).await.json();
+    assert!(!setting.chat(&key).await.headers.contains_key("x-credits-low"));
+    setting.settings(&plan(8), "applied").await;
+    let warned = async || setting.chat(&key).await.headers.contains_key("x-credits-low").then_some(());
+    eventually(SOON, "answers say that the balance is low", warned).await;
+    let shown = async || (get("/api/credits/check").await["low"] == true).then_some(());
+    eventually(SOON, "the balance shows as low", shown).await;
+    let told = async || {
+        let list = get("/api/notifications").await;
+        let told = list["data"].as_array()?.first()?.clone();
+        (told["kind"] == "credits_low" && told["data"]["threshold"] == 8).then_some(())
+    };
+    eventually(SOON, "the user is told by the new threshold", told).await;
 }
 
 #[tokio::test]

@@ -195,6 +195,7 @@ impl Ground {
             tasks: self.tasks.clone(),
         });
         let fraud = Fraud::new(store.clone(), pusher.clone(), current.clone(), metrics.clone());
+        identity.attach_judge(fraud.clone());
         let admin = admin::router(AdminParts {
             auditor: Auditor::new(store.clone(), ledger.clone(), None),
             store: store.clone(),

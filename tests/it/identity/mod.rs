@@ -28,6 +28,12 @@ async fn shown(rig: &Rig, user: &str) -> Value {
     rig.admin(Method::GET, &format!("/admin/v1/users/{user}")).send().await.json()
 }
 
+/// The signals against a user.
+async fn signals(rig: &Rig, user: &str) -> Vec<String> {
+    let rows = rig.admin(Method::GET, &format!("/admin/v1/fraud?user={user}")).send().await.json();
+    rows["data"].as_array().unwrap().iter().map(|row| row["signal"].as_str().unwrap().to_owned()).collect()
+}
+
 fn ann() -> Person {
     Person { name: Some("Ann".into()), ..Person::new("3b2f6d9e-0001-4000-8000-00000000000a", "ann@example.com") }
 }
@@ -63,6 +69,8 @@ on_every_ground! {
     tokens::aliases_of_one_mailbox_get_one_grant,
     tokens::deleted_and_back_there_is_no_second_grant,
     webhooks::a_user_is_made_once_however_often_it_is_told,
+    webhooks::what_the_issuer_says_of_the_risk_is_judged,
+    tokens::where_first_tokens_come_from_is_judged,
     webhooks::what_comes_late_changes_nothing,
     webhooks::a_deleted_user_is_out_everywhere_within_a_second,
     own_keys::keys_are_made_shown_and_ended,

@@ -109,6 +109,27 @@ async fn a_budget_is_never_overspent() {
         (kinds == 1).then_some(())
     };
     eventually(SOON, "the user is told, once", told).await;
+    what_is_left_is_too_little(&gates, &token).await;
+}
+
+/// A budget that cannot pay the next request is used up for its owner, whatever is left of it.
+async fn what_is_left_is_too_little(gates: &[Faregate; 2], token: &str) {
+    let gate = &gates[0];
+    let body = json!({"name": "half", "budget": 2.5});
+    let made = gate.http.post(&gate.url("/api/keys"), token, &body).await.json();
+    let (id, key) = (made["id"].clone(), made["key"].as_str().unwrap().to_owned());
+    let told = async || {
+        let list = gate.http.get(&gate.url("/api/notifications"), token).await.json();
+        list["data"].as_array().unwrap().iter().filter(|notice| notice["data"]["key"] == id).count()
+    };
+    for _ in 0..2 {
+        assert_eq!(gate.http.post(&gate.url("/v1/chat/completions"), &key, &message("demo")).await.status, 200);
+    }
+    assert_eq!(told().await, 0, "half a credit is left");
+    for gate in gates.iter().chain(gates) {
+        assert_eq!(gate.http.post(&gate.url("/v1/chat/completions"), &key, &message("demo")).await.status, 402);
+        assert_eq!(told().await, 1, "told before the refusal, and once");
+    }
 }
 
 /// What a key may not ask for is refused in the protocol's own form, and nothing is taken for it.

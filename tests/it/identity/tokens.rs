@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use faregate::config::{Issuer, Unproven};
+use faregate::identity::TokenFault;
 use faregate_sim::stack_auth::{Draft, Person};
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Ground, StackAuth, ann, check, settings, shown, trusting};
+use super::{Ground, StackAuth, ann, check, settings, shown, signals, trusting};
 use crate::api::rig::headers;
 use crate::support::{Faregate, Options, Sim, eventually};
 
@@ -33,6 +34,39 @@ async fn every_form_of_the_sdk_opens() {
     }
     let user = shown(&rig, &ann().id).await;
     assert_eq!((&user["plan"], &user["email"]), (&json!("free"), &json!("ann@example.com")));
+}
+
+const FAULTS: [TokenFault; 12] = [
+    TokenFault::Malformed,
+    TokenFault::TooLong,
+    TokenFault::Algorithm,
+    TokenFault::Critical,
+    TokenFault::Issuer,
+    TokenFault::UnknownKey,
+    TokenFault::Signature,
+    TokenFault::Expired,
+    TokenFault::NotYet,
+    TokenFault::Audience,
+    TokenFault::Flags,
+    TokenFault::Subject,
+];
+
+/// A reason that is new does not compile here: it wants its place above, and a token that is wrong so.
+fn listed(fault: TokenFault) -> bool {
+    match fault {
+        TokenFault::Malformed
+        | TokenFault::TooLong
+        | TokenFault::Algorithm
+        | TokenFault::Critical
+        | TokenFault::Issuer
+        | TokenFault::UnknownKey
+        | TokenFault::Signature
+        | TokenFault::Expired
+        | TokenFault::NotYet
+        | TokenFault::Audience
+        | TokenFault::Flags
+        | TokenFault::Subject => true,
+    }
 }
 
 /// One test for each way in which a token can be wrong.
@@ -102,6 +136,12 @@ async fn each_wrong_token_is_refused_with_its_reason() {
         ("without a user", claim("sub", "".into()), "names no user"),
         ("with a user that is none", claim("sub", "x".repeat(200).into()), "names no user"),
     ];
+    // Every reason that there is has its cases.
+    for fault in FAULTS {
+        let told = fault.to_string();
+        let named = listed(fault) && cases.iter().any(|(_, _, reason)| told.contains(reason));
+        assert!(named, "no token here is wrong because {told}");
+    }
     for (what, token, reason) in cases {
         let answer = check(&rig, &token).await;
         let problem = answer.json();
@@ -203,6 +243,41 @@ pub(super) async fn deleted_and_back_there_is_no_second_grant(ground: &Ground, i
         (books["data"] == json!([]) && books["unfinished"] == json!([])).then_some(())
     };
     eventually(Duration::from_secs(10), "the books of a closed account balance", balanced).await;
+}
+
+/// Issue 5, point 4: sign-ups by token from one address block are a burst. Addresses inside our own network are not, nor
+/// is a block that a user only visits.
+pub(super) async fn where_first_tokens_come_from_is_judged(ground: &Ground, issuer: &StackAuth) {
+    let rig = ground.replica();
+    let from = async |name: &str, address: &str| {
+        let token = issuer.token(&Person::new(name, &format!("{name}@example.com")));
+        let headers = headers(&[("x-stack-access-token", &token)]);
+        rig.identity.authenticate_from(&headers, Some(address.parse().unwrap())).await.unwrap();
+    };
+    from("visitor", "198.51.100.7").await;
+    for number in 0..5 {
+        from(&format!("bot{number}"), &format!("203.0.113.{number}")).await;
+        from(&format!("inside{number}"), "10.0.0.9").await;
+    }
+    from("visitor", "203.0.113.200").await;
+    // Told of by webhook first, and then seen.
+    let profile = faregate::store::sign_ups::SignUp {
+        id: faregate::ledger::AccountId::parse("told").unwrap(),
+        profile: Default::default(),
+        entitled: true,
+        plan: "free".into(),
+        credits: faregate::credits::Credits::whole(5),
+        actor: "test".into(),
+    };
+    ground.store.sign_up(profile).await.unwrap();
+    from("told", "203.0.113.77").await;
+    assert_eq!(signals(&rig, "bot2").await, [""; 0], "up to the limit nobody is suspicious");
+    for caught in ["bot3", "bot4", "told"] {
+        assert_eq!(signals(&rig, caught).await, ["signup_burst"], "{caught}");
+    }
+    for spared in ["visitor", "inside4"] {
+        assert_eq!(signals(&rig, spared).await, [""; 0], "{spared}");
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use faregate_sim::stack_auth::{Message, Person, sign};
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use super::{Ground, StackAuth, ann, check, shown, trusting};
+use super::{Ground, StackAuth, ann, check, shown, signals, trusting};
 use crate::api::rig::Rig;
 use crate::support::eventually;
 use crate::support::http::Answer;
@@ -50,6 +50,24 @@ pub(super) async fn a_user_is_made_once_however_often_it_is_told(ground: &Ground
     let user = shown(&one, &ann().id).await;
     assert_eq!(user["grants"].as_array().unwrap().len(), 1, "{user}");
     assert_eq!((user["credits"]["available"].to_string(), &user["email"]), ("5".into(), &json!("ann@example.com")));
+}
+
+/// Issue 5, point 4: a sign-up that only the webhook tells of is judged by its risk scores, before its credits can be
+/// spent; one with low scores is spared.
+pub(super) async fn what_the_issuer_says_of_the_risk_is_judged(ground: &Ground, issuer: &StackAuth) {
+    let rig = ground.replica();
+    for (name, bot) in [("bot", 90), ("person", 40)] {
+        let person = Person::new(name, &format!("{name}@example.com"));
+        let mut message = issuer.message("user.created", &person);
+        let mut body: serde_json::Value = serde_json::from_str(&message.body).unwrap();
+        body["data"]["risk_scores"]["sign_up"]["bot"] = bot.into();
+        message.body = body.to_string();
+        told(&rig, &message).await;
+    }
+    assert_eq!(signals(&rig, "bot").await, ["signup_risk"]);
+    assert_eq!(signals(&rig, "person").await, [""; 0]);
+    assert_eq!(shown(&rig, "bot").await["credits"]["available"].to_string(), "0", "its free credits are held back");
+    assert_eq!(shown(&rig, "person").await["credits"]["available"].to_string(), "5");
 }
 
 /// Updates overtake each other: the newest counts. A deletion counts whatever comes after it.
