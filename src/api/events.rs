@@ -55,7 +55,7 @@ pub(crate) async fn stream(
         }
         None => {
             let (identity, headers) = (api.identity.clone(), credentials(headers));
-            Arc::new(Credentials { identity, current, headers, account })
+            Arc::new(Credentials { identity, current, headers, account, low })
         }
     };
     let seat = api.hub.join(&principal.account, low, gate, last).await.map_err(|error| refused(error, &api.config))?;
@@ -101,6 +101,8 @@ struct Credentials {
     current: Current,
     headers: HeaderMap,
     account: AccountId,
+    /// As it was last known.
+    low: Credits,
 }
 
 impl Credentials {
@@ -125,7 +127,7 @@ impl Gate for Credentials {
                 self.is_same(&principal).then(|| low_below(self.current.get().plans.get(&*principal.plan)))
             }
             // Nobody is turned away because the store is.
-            Err(AuthError::Unavailable) => Some(Credits::ZERO),
+            Err(AuthError::Unavailable) => Some(self.low),
             Err(_) => None,
         }
     }

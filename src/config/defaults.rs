@@ -280,7 +280,7 @@ impl Default for Stack {
             max_attempts: 36,
             anonymous: Unproven::Nothing,
             restricted: Unproven::Nothing,
-            require_verified_email: false,
+            require_verified_email: true,
         }
     }
 }

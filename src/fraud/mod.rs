@@ -123,6 +123,12 @@ impl Fraud {
             let wanted = config.fraud.action(case.score);
             let done = case.action.as_deref().and_then(Action::by_name);
             if done.is_some_and(|done| done >= wanted) {
+                // What was given for nothing since then is held back, too.
+                if wanted == Action::Hold
+                    && let Ok(user) = AccountId::parse(&case.user)
+                {
+                    self.hold_free_credits(&user, case.last, true).await?;
+                }
                 continue;
             }
             self.take(&case, wanted).await?;

@@ -17,7 +17,7 @@ use super::principal::Principal;
 use super::resolve::Identity;
 use crate::credits::Credits;
 use crate::store::SharedStore;
-use crate::store::key_use::{Share, Shared, Spent, SpentKey};
+use crate::store::key_use::{HOLD_QUIET_US, Share, Shared, Spent, SpentKey};
 use crate::store::notifications::{Notice, NoticeKind};
 
 /// How long what ended waits to be written, with whatever else ends meanwhile.
@@ -130,6 +130,9 @@ impl Identity {
     /// Writes down what ended, renews what goes on, and settles what others left, until `stop`.
     pub(super) async fn keep_budgets(&self, stop: &CancellationToken) {
         let (mut renewed, mut swept) = (Instant::now(), Instant::now());
+        // Since when the store has answered without a break. After an outage others must have had the time to say that
+        // their requests go on, and to write down what ended meanwhile.
+        let mut steady = Instant::now();
         while !stop.is_cancelled() {
             tokio::select! {
                 () = tokio::time::sleep(SETTLE_INTERVAL) => {}
@@ -138,18 +141,20 @@ impl Identity {
             self.settle_ended().await;
             if renewed.elapsed() >= RENEW_INTERVAL {
                 renewed = Instant::now();
-                if self.budgets.ended.open.load(Ordering::Relaxed) > 0
-                    && let Err(error) = self.store.renew_shares(self.budgets.owner).await
-                {
+                if let Err(error) = self.store.renew_shares(self.budgets.owner).await {
+                    steady = Instant::now();
                     tracing::warn!(%error, "shares of keys' budgets could not be renewed");
                 }
             }
-            if swept.elapsed() >= SWEEP_INTERVAL {
+            if swept.elapsed() >= SWEEP_INTERVAL && steady.elapsed() >= Duration::from_micros(HOLD_QUIET_US) {
                 swept = Instant::now();
                 match self.store.sweep_shares(SWEPT_AT_ONCE).await {
                     Ok(0) => {}
                     Ok(count) => tracing::info!(count, "shares of keys' budgets that a replica left were settled"),
-                    Err(error) => tracing::warn!(%error, "what replicas left of keys' budgets could not be settled"),
+                    Err(error) => {
+                        steady = Instant::now();
+                        tracing::warn!(%error, "what replicas left of keys' budgets could not be settled");
+                    }
                 }
             }
         }

@@ -169,7 +169,8 @@ impl Cache {
                 self.touch(&entry);
                 self.found.insert(*digest, entry);
             }
-            Err(AuthError::Unavailable | AuthError::Token(TokenFault::UnknownKey)) => {}
+            // A user may be made any moment, on whichever replica, and nobody tells.
+            Err(AuthError::Unavailable | AuthError::UnknownUser | AuthError::Token(TokenFault::UnknownKey)) => {}
             Err(value) => self.refused.insert(*digest, Entry::new(value, watch, None)),
         }
     }
@@ -222,7 +223,8 @@ impl Cache {
         let heard_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.heard_ms.store(heard_ms, Ordering::Release);
         // Asked with 0 the store tells no changes, so whatever came after nothing must be taken for everything.
-        if since == Some(0) && number > 0 {
+        // So must whatever a store says that counts less than it did: it has lost changes.
+        if (since == Some(0) && number > 0) || since.is_some_and(|since| number < since) {
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
         for change in changes {

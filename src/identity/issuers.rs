@@ -224,13 +224,13 @@ fn stack_jwks_url(settings: &config::Stack) -> String {
     format!("{base}/api/v1/projects/{id}/.well-known/jwks.json?include_restricted=true&include_anonymous=true")
 }
 
-/// A user's id here. What an id may not contain (`|`, `/`, …), and the `+` itself, is written as `+` and two hexadecimal
-/// digits for each byte, so that two subjects never become one id.
+/// A user's id here. What an id may not contain (`|`, `/`, …), the `+` itself, and the `:` that ends a prefix are written as
+/// `+` and two hexadecimal digits for each byte, so that two subjects never become one id, whoever their issuers are.
 pub(super) fn user_id(prefix: &str, subject: &str) -> Option<AccountId> {
     let mut id = String::with_capacity(prefix.len() + subject.len());
     id.push_str(prefix);
     for byte in subject.bytes() {
-        if byte.is_ascii_alphanumeric() || b"._@:-".contains(&byte) {
+        if byte.is_ascii_alphanumeric() || b"._@-".contains(&byte) {
             id.push(char::from(byte));
         } else {
             id.push_str(&format!("+{byte:02x}"));
@@ -271,6 +271,7 @@ mod tests {
         assert_eq!(id("auth0+7c5f7c").as_deref(), Some("auth0+2b7c5f7c"));
         assert_eq!((id(""), id(&"x".repeat(129))), (None, None));
         assert_eq!(user_id("a:", "b").unwrap().as_str(), "a:b");
+        assert_eq!(id("a:b").as_deref(), Some("a+3ab"), "not the user of another issuer");
     }
 
     #[test]

@@ -91,11 +91,13 @@ pub struct Identity {
     look_up_timeout: Duration,
     onboard_timeout: Duration,
     pub(super) cache: Cache,
-    pub(super) key_flights: Vec<Mutex<()>>,
+    key_flights: Vec<Mutex<()>>,
+    /// Of their own: a token may have to wait for its issuer.
+    pub(super) token_flights: Vec<Mutex<()>>,
     user_flights: Vec<Mutex<()>>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 struct PlanTerms {
     name: Arc<str>,
     limits: Limits,
@@ -154,6 +156,7 @@ impl Identity {
             onboard_timeout: Duration::from_millis(config.ledger.reserve_timeout_ms),
             cache: Cache::new(),
             key_flights: flights(),
+            token_flights: flights(),
             user_flights: flights(),
         })
     }
@@ -231,8 +234,14 @@ impl Identity {
 
     /// Takes over the plans' limits: whoever was known by the old ones is looked up again.
     pub fn set_plans(&self, config: &Config) {
-        *self.plans.write() = terms(config);
-        self.cache.clear();
+        let fresh = terms(config);
+        let mut plans = self.plans.write();
+        // Nobody is looked up again for nothing: the store may be away.
+        if *plans != fresh {
+            *plans = fresh;
+            drop(plans);
+            self.cache.clear();
+        }
     }
 
     /// Drops what was made from this key, on this replica, now.
@@ -351,13 +360,14 @@ impl Identity {
     /// The user that a service key names; `digest` stands for the two together.
     async fn acting_user(&self, key: &str, user: &str, digest: &KeyHash) -> Result<SharedPrincipal, AuthError> {
         let hash = keys::hash(key);
+        // Before the key is read: one that is revoked while this waits is not kept.
+        let mut watch = self.cache.watch(&hash);
         let key_id = self.service_key(&hash).await?;
         let user = AccountId::parse(user).map_err(|_| AuthError::NoUser)?;
         let _flight = self.user_flights[slot(digest)].lock().await;
         if let Some(known) = self.cache.principal(digest) {
             return known;
         }
-        let mut watch = self.cache.watch(&hash);
         self.cache.watch_user(&mut watch, &user);
         let looked_up = match self.user_or_new(&user).await {
             Ok(user) => self.principal(user, key_id, CallerKind::Service, None),

@@ -27,7 +27,7 @@ impl Identity {
         if self.issuers.is_empty() {
             return Err(AuthError::Invalid);
         }
-        let _flight = self.key_flights[slot(digest)].lock().await;
+        let _flight = self.token_flights[slot(digest)].lock().await;
         if let Some(known) = self.cache.principal(digest) {
             return known;
         }

@@ -49,19 +49,22 @@ impl Reloader {
     /// Until `stop`.
     pub(super) async fn run(mut self, mut hangup: Signal, stop: CancellationToken) {
         let mut seen = self.stamp();
+        let mut fresh = None;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = hangup.recv() => {}
                 () = tokio::time::sleep(WATCH_INTERVAL) => {
-                    let now = self.stamp();
-                    // A file that is away is being replaced.
-                    if now.is_none() || now == seen {
+                    // A file that is away or empty is being replaced; one that changed since the last look is being
+                    // written: half of it would be settings, too.
+                    let now = self.stamp().filter(|stamp| stamp.1 > 0);
+                    if now.is_none() || now == seen || now != std::mem::replace(&mut fresh, now) {
                         continue;
                     }
                 }
             }
             seen = self.stamp();
+            fresh = None;
             self.reload();
         }
     }

@@ -106,6 +106,22 @@ pub(super) fn key_kind(name: &str) -> StoreResult<KeyKind> {
     }
 }
 
+/// Keys of one owner that open something.
+pub(super) const LIVE_KEYS_MAX: i64 = 100;
+
+/// Whether an owner of so many live keys may have another.
+pub(super) fn check_keys(live: i64) -> StoreResult<()> {
+    if live < LIVE_KEYS_MAX {
+        return Ok(());
+    }
+    Err(StoreError::Conflict(format!("there are {LIVE_KEYS_MAX} keys already: revoke one first")))
+}
+
+pub(super) fn newest_first(mut keys: Vec<super::KeyRow>) -> Vec<super::KeyRow> {
+    keys.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
+    keys
+}
+
 pub(super) fn key_budget(limit: Option<i64>, used: i64) -> StoreResult<Option<KeyBudget>> {
     let credits = |micro| Credits::from_micro(micro).ok_or_else(|| broken("budget of a key"));
     limit.map(|limit| Ok(KeyBudget { limit: credits(limit)?, used: credits(used)? })).transpose()

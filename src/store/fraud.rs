@@ -103,10 +103,10 @@ pub async fn raise(store: &SharedStore, signals: Vec<NewSignal>) -> StoreResult<
         // In the same transaction; of one that was there already nothing new is told.
         let note = "INSERT INTO audit_log (at, actor, action, user_id, detail)
             SELECT ?, 'fraud', 'fraud.signal', user_id, ? FROM fraud_signals
-            WHERE user_id = ? AND signal = ? AND source = ? AND NOT EXISTS (
-                SELECT 1 FROM audit_log WHERE user_id = ? AND action = 'fraud.signal' AND detail = ?)";
+            WHERE user_id = ? AND signal = ? AND source = ? AND at = ?";
         let detail = format!("{signal} {score} {source}: {reason}");
-        let noted = [time(at), text(&detail), text(&user), text(signal), text(&source), text(&user), text(&detail)];
+        // One that was there before has its own time.
+        let noted = [time(at), text(&detail), text(&user), text(signal), text(&source), time(at)];
         let changed = store.execute(vec![Question::new(insert, values), Question::new(note, noted)]).await?;
         fresh += changed.first().copied().unwrap_or(0);
     }

@@ -136,8 +136,17 @@ pub(super) fn decide(new: &SignUp, found: &Found) -> Decision {
     let email = either(&told.email, &user.email, told.whole);
     let name = either(&told.name, &user.name, told.whole);
     let renamed = newer && (email != user.email || name != user.name);
-    let mailbox = told.email.as_deref().filter(|_| new.entitled).and_then(mail::digest);
-    Decision { claim: mailbox, settle: *signup_open && new.entitled, profile: newer.then_some((email, name)), renamed }
+    // Of the mail address as it is known now: a token need not repeat it.
+    let known = if newer { &email } else { &user.email };
+    let mailbox = known.as_deref().filter(|_| new.entitled).and_then(mail::digest);
+    // Nothing is given for an address that cannot be compared with others.
+    let comparable = known.is_none() || mailbox.is_some();
+    Decision {
+        claim: mailbox,
+        settle: *signup_open && new.entitled && comparable,
+        profile: newer.then_some((email, name)),
+        renamed,
+    }
 }
 
 impl SignUp {

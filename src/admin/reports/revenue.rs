@@ -167,12 +167,15 @@ fn totals(facts: &RevenueFacts) -> Vec<Total> {
 
 /// What subscriptions that are paid, or overdue, bring in a month. A trial brings nothing yet.
 fn recurring(config: &Config, subscriptions: &[Subscribed]) -> (Vec<Recurring>, i64) {
-    let prices: HashMap<&str, (Interval, i64)> =
-        config.every_plan_price().map(|price| (price.id.as_str(), (price.interval, price.amount))).collect();
+    // One price of Stripe's may have amounts in several currencies, of which the settings name one.
+    let prices: HashMap<(&str, &str), (Interval, i64)> = config
+        .every_plan_price()
+        .map(|price| ((price.id.as_str(), price.currency.as_str()), (price.interval, price.amount)))
+        .collect();
     let mut yearly: BTreeMap<(&str, &str), (i64, i64)> = BTreeMap::new();
     let mut unpriced = 0;
     for row in subscriptions.iter().filter(|row| row.status != "trialing") {
-        let Some((interval, amount)) = prices.get(row.price.as_str()) else {
+        let Some((interval, amount)) = prices.get(&(row.price.as_str(), row.currency.as_str())) else {
             unpriced += row.count;
             continue;
         };

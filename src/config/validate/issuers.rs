@@ -61,6 +61,9 @@ fn issuer(path: &str, issuer: &Issuer, found: &mut Findings) {
     let prefix = &issuer.user_prefix;
     let usable = prefix.is_empty() || (prefix.len() <= MAX_PREFIX_CHARS && AccountId::is_valid(prefix));
     found.check(usable, format!("{path}.user_prefix"), "must be at most 32 of the characters that ids have");
+    // No id of a user has a colon but after a prefix.
+    let apart = prefix.is_empty() || prefix.ends_with(':');
+    found.check(apart, format!("{path}.user_prefix"), "must end with a colon, such as login:");
 }
 
 fn url(text: &str) -> bool {

@@ -28,6 +28,16 @@ pub(super) async fn is_empty(client: &Client) -> StoreResult<bool> {
 
 pub(super) async fn create_key(client: &mut Client, key: &KeyRow) -> StoreResult<()> {
     let tx = client.transaction().await.map_err(failed)?;
+    let count = match &key.user {
+        Some(user) => {
+            // Two at once would both be the last; and nobody closes the account meanwhile.
+            execute(&tx, "SELECT 1 FROM users WHERE id = $1 FOR NO KEY UPDATE", &[&user.as_str()]).await?;
+            let count = "SELECT count(*) FROM api_keys WHERE user_id = $1 AND revoked_at IS NULL";
+            query(&tx, count, &[&user.as_str()]).await?
+        }
+        None => query(&tx, "SELECT count(*) FROM api_keys WHERE user_id IS NULL AND revoked_at IS NULL", &[]).await?,
+    };
+    common::check_keys(count.first().map_or(0, |row| row.get(0)))?;
     if let Some(user) = &key.user {
         let user = accounts::user(&tx, user).await?.ok_or(StoreError::NotFound("the user"))?;
         if user.status == UserStatus::Closed {
@@ -68,7 +78,8 @@ pub(super) async fn key_by_hash(client: &Client, hash: &[u8; 32]) -> StoreResult
 }
 
 pub(super) async fn keys_of(client: &Client, user: Option<&AccountId>) -> StoreResult<Vec<KeyRow>> {
-    let order = "ORDER BY created_at DESC, id DESC LIMIT";
+    // Those that open go first, so that no number of revoked ones hides them.
+    let order = "ORDER BY revoked_at IS NOT NULL, created_at DESC, id DESC LIMIT";
     let rows = match user {
         Some(user) => {
             let select = format!("SELECT {KEY_COLUMNS} FROM api_keys WHERE user_id = $1 {order} $2");
@@ -79,7 +90,7 @@ pub(super) async fn keys_of(client: &Client, user: Option<&AccountId>) -> StoreR
             query(client, &select, &[&LIST_MAX]).await?
         }
     };
-    rows.iter().map(read_key).collect()
+    rows.iter().map(read_key).collect::<StoreResult<_>>().map(common::newest_first)
 }
 
 pub(super) async fn revoke_key(client: &mut Client, user: Option<&AccountId>, id: &str) -> StoreResult<KeyRow> {
@@ -130,15 +141,20 @@ pub(super) async fn changes(client: &Client, since: u64) -> StoreResult<(u64, Ve
         let row = query_opt(client, "SELECT last FROM identity_counter", &[]).await?;
         return Ok((row.map_or(1, |row| uint(row.get(0))), Vec::new()));
     }
-    let select = "SELECT number, key_hash, user_id FROM identity_changes WHERE number > $1 ORDER BY number LIMIT $2";
+    let select = "SELECT c.last, i.number, i.key_hash, i.user_id FROM identity_counter AS c LEFT JOIN
+        (SELECT number, key_hash, user_id FROM identity_changes WHERE number > $1 ORDER BY number LIMIT $2) AS i ON true
+        ORDER BY i.number";
     let (mut last, mut found) = (since, Vec::new());
     for row in query(client, select, &[&int(since), &IDENTITY_CHANGES_MAX]).await? {
-        last = uint(row.get(0));
-        if let Some(hash) = row.get::<_, Option<&[u8]>>(1) {
+        let counted = uint(row.get(0));
+        // A server that was restored, or failed over to, may have lost what was numbered up to here.
+        let Some(number) = row.get::<_, Option<i64>>(1) else { return Ok((last.min(counted.max(1)), found)) };
+        last = uint(number);
+        if let Some(hash) = row.get::<_, Option<&[u8]>>(2) {
             let hash = hash.try_into().map_err(|_| common::broken("hash of a key"))?;
             found.push(IdentityChange::Key { hash });
         }
-        if let Some(user) = row.get::<_, Option<&str>>(2) {
+        if let Some(user) = row.get::<_, Option<&str>>(3) {
             found.push(IdentityChange::User { id: common::account(user)? });
         }
     }

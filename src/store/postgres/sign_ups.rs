@@ -187,7 +187,10 @@ async fn claim_events(client: &Client, limit: u32, lease_us: u64) -> StoreResult
 
 async fn finish_event(client: &Client, id: &str, outcome: &EventOutcome) -> StoreResult<()> {
     let now = time(common::now());
-    let done = "UPDATE auth_events SET state = $2, processed_at = $3, error = NULL WHERE id = $1";
+    let done = "UPDATE auth_events SET state = $2, processed_at = $3, error = NULL,
+        payload = CASE WHEN EXISTS (SELECT 1 FROM users AS u WHERE u.id = auth_events.user_id AND u.status = 'closed')
+            THEN '' ELSE payload END
+        WHERE id = $1";
     let changed = match outcome {
         EventOutcome::Processed { .. } => execute(client, done, &[&id, &"processed", &now]).await,
         EventOutcome::Ignored => execute(client, done, &[&id, &"ignored", &now]).await,

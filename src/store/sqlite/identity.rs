@@ -30,6 +30,9 @@ pub(super) fn create_key(tx: &Transaction<'_>, key: &KeyRow) -> StoreResult<()> 
             return Err(StoreError::Conflict("the user is closed".to_owned()));
         }
     }
+    let count = "SELECT count(*) FROM api_keys WHERE user_id IS ?1 AND revoked_at IS NULL";
+    let owner = key.user.as_ref().map(AccountId::as_str);
+    common::check_keys(tx.query_row(count, [owner], |row| row.get(0)).map_err(failed)?)?;
     let row = params![
         key.id,
         key.hash,
@@ -58,11 +61,14 @@ pub(super) fn key_by_hash(tx: &Transaction<'_>, hash: &[u8; 32]) -> StoreResult<
 }
 
 pub(super) fn keys_of(tx: &Transaction<'_>, user: Option<&AccountId>) -> StoreResult<Vec<KeyRow>> {
-    let select =
-        format!("SELECT {KEY_COLUMNS} FROM api_keys WHERE user_id IS ?1 ORDER BY created_at DESC, id DESC LIMIT ?2");
+    // Those that open go first, so that no number of revoked ones hides them.
+    let select = format!(
+        "SELECT {KEY_COLUMNS} FROM api_keys WHERE user_id IS ?1
+        ORDER BY revoked_at IS NOT NULL, created_at DESC, id DESC LIMIT ?2"
+    );
     let mut statement = tx.prepare_cached(&select).map_err(failed)?;
     let rows = statement.query_map(params![user.map(AccountId::as_str), LIST_MAX], read_key).map_err(failed)?;
-    rows.map(|row| row.map_err(failed)?).collect()
+    rows.map(|row| row.map_err(failed)?).collect::<StoreResult<_>>().map(common::newest_first)
 }
 
 pub(super) fn revoke_key(tx: &Transaction<'_>, user: Option<&AccountId>, id: &str) -> StoreResult<KeyRow> {

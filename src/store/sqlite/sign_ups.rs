@@ -176,7 +176,10 @@ fn claim_events(tx: &Transaction<'_>, limit: u32, lease_us: u64) -> StoreResult<
 
 fn finish_event(tx: &Transaction<'_>, id: &str, outcome: &EventOutcome) -> StoreResult<()> {
     let now = int(common::now());
-    let done = "UPDATE auth_events SET state = ?2, processed_at = ?3, error = NULL WHERE id = ?1";
+    let done = "UPDATE auth_events SET state = ?2, processed_at = ?3, error = NULL,
+        payload = CASE WHEN EXISTS (SELECT 1 FROM users AS u WHERE u.id = auth_events.user_id AND u.status = 'closed')
+            THEN '' ELSE payload END
+        WHERE id = ?1";
     let changed = match outcome {
         EventOutcome::Processed { .. } => tx.execute(done, params![id, "processed", now]),
         EventOutcome::Ignored => tx.execute(done, params![id, "ignored", now]),

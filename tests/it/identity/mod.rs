@@ -74,4 +74,5 @@ on_every_ground! {
     webhooks::what_comes_late_changes_nothing,
     webhooks::a_deleted_user_is_out_everywhere_within_a_second,
     own_keys::keys_are_made_shown_and_ended,
+    own_keys::a_live_key_is_never_hidden_nor_one_too_many,
 }

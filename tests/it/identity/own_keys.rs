@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use faregate::store::questions::{Question, text, time};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -54,6 +55,39 @@ pub(super) async fn keys_are_made_shown_and_ended(ground: &Ground, issuer: &Stac
     assert_eq!(rig.api(Method::DELETE, &path, &other).send().await.status, StatusCode::NOT_FOUND);
     assert_eq!(rig.api(Method::DELETE, &path, &token).send().await.status, StatusCode::NO_CONTENT);
     assert_eq!(rig.api(Method::GET, "/api/credits/check", key).send().await.status, StatusCode::UNAUTHORIZED);
+}
+
+/// A key that opens is listed and counted however many were revoked since; of many made at once none is one too many.
+pub(super) async fn a_live_key_is_never_hidden_nor_one_too_many(ground: &Ground, issuer: &StackAuth) {
+    let rig = ground.replica();
+    let token = issuer.token(&ann());
+    let first = made(&rig, &token, json!({"name": "planted"})).await;
+    let sqlite = ground.config.store.url.is_empty();
+    let revoked = (0..510).map(|number| {
+        let hash = format!("{number:064x}");
+        let hash = if sqlite { format!("x'{hash}'") } else { format!("decode('{hash}', 'hex')") };
+        let sql = format!(
+            "INSERT INTO api_keys (id, hash, prefix, kind, user_id, name, created_at, revoked_at)
+            VALUES (?, {hash}, 'fg_live_x', 'live', ?, 'old', ?, ?)"
+        );
+        let at = || time(u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap() + 1_000_000);
+        Question::new(sql, [text(format!("key_{number}")), text(ann().id), at(), at()])
+    });
+    ground.store.execute(revoked.collect()).await.unwrap();
+    let listed = async || {
+        let list = rig.api(Method::GET, "/api/keys?limit=500", &token).send().await.json();
+        list["data"].as_array().unwrap().iter().map(|key| key["id"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(listed().await, [first["id"].clone()]);
+    let asks = (0..130).map(|number| {
+        let body = json!({"name": format!("key {number}")});
+        let (rig, token) = (&rig, &token);
+        async move { rig.post("/api/keys", token, body).await.status }
+    });
+    let statuses = futures_util::future::join_all(asks).await;
+    let count = |status: StatusCode| statuses.iter().filter(|one| **one == status).count();
+    assert_eq!((count(StatusCode::CREATED), count(StatusCode::CONFLICT)), (99, 31), "{statuses:?}");
+    assert_eq!(listed().await.len(), 100);
 }
 
 /// A repetition answers what was made, but not the key: that is kept nowhere.
