@@ -159,6 +159,12 @@ async fn what_is_left_is_too_little(gates: &[Faregate; 2], token: &str) {
     for _ in 0..2 {
         assert_eq!(gate.http.post(&gate.url("/v1/chat/completions"), &key, &message("demo")).await.status, 200);
     }
+    let used = || async {
+        let keys = gate.http.get(&gate.url("/api/keys"), token).await.json();
+        let key = keys["data"].as_array().unwrap().iter().find(|key| key["id"] == id).unwrap().clone();
+        (key["budget"]["used"] == 2).then_some(())
+    };
+    eventually(SOON, "nothing of it is in flight", used).await;
     assert_eq!(told().await, 0, "half a credit is left");
     for gate in gates.iter().chain(gates) {
         assert_eq!(gate.http.post(&gate.url("/v1/chat/completions"), &key, &message("demo")).await.status, 402);
