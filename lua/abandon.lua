@@ -18,6 +18,11 @@ meta[5] = now
 local forfeited, unreadable = 0, 0
 local sets, names = {}, {}
 local function abandon(packed)
+  -- Most accounts that a session touched hold nothing of it any more.
+  if is_plain(packed) then
+    local _, _, _, _, _, _, _, _, session, live = struct.unpack(PLAIN, packed)
+    if session ~= request[1] or live == 0 then return nil end
+  end
   local account = read_account(packed)
   local holder = find_holder(account, request[1])
   if not holder then return nil end
@@ -51,7 +56,9 @@ local left = redis.call('SCARD', KEYS[1])
 local entry
 if #events > 0 then
   meta[3] = meta[3] + 1
-  entry = pack_events({request[1], state[1], now})
+  local list = {request[1], state[1], now}
+  list_events(list, 3)
+  entry = cmsgpack.pack(list)
 end
 -- Only members were named, so that none left means done.
 local known = 0

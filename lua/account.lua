@@ -1,36 +1,13 @@
--- The account model in Lua: what src/ledger/account says, operation by operation. Property tests hold the two together.
--- What a plain reserve and settle need is here; the rest is in mishaps.lua and operations.lua. A script's functions are
--- made anew at each call, so that those which are seldom needed are made when they are.
---
--- An account is one flat array of numbers, packed as doubles: {2, frozen, debt, seq, change, requests idle at, tokens
--- idle at, place of the last grant's end, grants…, holders…}.
---   grants: in burn order, each id, kind, remaining, expires at, frozen, claw
---   holders: each session, live holds, length of its parts, parts. One without live holds is a free place, with one
---   part; it stands last, so that a hold that ends and the next that begins move nothing.
--- Amounts are whole micro-credits below 2^53, times microseconds; flags are 0 or 1. Parts are flat: {grant, amount, …}.
+-- Accounts of any shape: how they are read and written, and what operations are made of.
 
-local VERSION = 2
-local FROZEN, DEBT, SEQ, CHANGE, REQUESTS, TOKENS, LAST, GRANTS = 2, 3, 4, 5, 6, 7, 8, 9
-local G_KIND, G_REMAINING, G_EXPIRES, G_FROZEN, G_CLAW, G_SIZE = 1, 2, 3, 4, 5, 6
-local H_LIVE, H_LENGTH, H_PARTS = 1, 2, 3
-
--- {account, seq, kind, charged, written off, forfeited, debt delta, change, deltas}; the account by its name, or by the
--- detail that names it.
-local E_SEQ, E_KIND, E_CHARGED, E_WRITTEN_OFF, E_FORFEITED, E_DEBT, E_CHANGE, E_DELTAS = 2, 3, 4, 5, 6, 7, 8, 9
-local SETTLED_EVENT, CHARGED_EVENT, ADJUSTED_EVENT, ABANDONED_EVENT = 1, 2, 8, 9
--- Added to the kind of an event that has more to tell than what was charged, and from which grants.
-local MORE = 16
-
-local LIMIT = 9007199254740991
-local WRITE_OFF_AFTER = 60000000
-
--- The step that runs: its time, the sessions whose holds anyone may return, its events so far, how its account's key
--- stands in KEYS and where in a key the account's name begins.
-local now, fenced, key_index, name_begins = 0, nil, 0, 0
+-- The sessions whose holds anyone may return, the operation's events so far, how its account's key stands in KEYS and
+-- where in a key the account's name begins.
+local fenced, key_index, name_begins = nil, 0, 0
 local events = {}
 -- Whether the operation changed the account; set by whatever changes one.
 local changed = false
 
+local PLAIN_GRANTS_MAX = 64
 -- Numbers that go over Lua's stack at once; it takes 8,000 values.
 local PIECE = 4000
 
@@ -55,7 +32,35 @@ local function read_on(account, packed, count)
   end
 end
 
+-- Of a plain account: change, the first grant's kind and expiry, then each further grant: id, kind, remaining, expiry.
+local function plain_tail(grants)
+  return '<ddH' .. string.rep('dHdd', grants - 1)
+end
+
+local function read_plain(packed)
+  local mark, _, _, seq, requests, tokens, id, remaining, session, live, held, tail = struct.unpack(PLAIN, packed)
+  if mark ~= PLAIN_MARK then error('not an account') end
+  local grants = (#tail - 18) / 26 + 1
+  local rest = {struct.unpack(plain_tail(grants), tail)}
+  local last = GRANTS - 1 + grants * G_SIZE
+  local account = {VERSION, 0, 0, seq, rest[1], requests, tokens, last, id, rest[3], remaining, rest[2], 0, 0}
+  local at = GRANTS + G_SIZE
+  for i = 4, #rest - 1, 4 do
+    account[at], account[at + G_KIND], account[at + G_REMAINING] = rest[i], rest[i + 1], rest[i + 2]
+    account[at + G_EXPIRES], account[at + G_FROZEN], account[at + G_CLAW] = rest[i + 3], 0, 0
+    at = at + G_SIZE
+  end
+  account[at], account[at + H_LIVE], account[at + H_LENGTH] = session, live, 2
+  account[at + H_PARTS], account[at + H_PARTS + 1] = id, held
+  return account
+end
+
+local function is_plain(packed)
+  return #packed % 2 == 1
+end
+
 local function read_account(packed)
+  if is_plain(packed) then return read_plain(packed) end
   local count = #packed / 8
   local size = math.min(PIECE, count)
   local account = {struct.unpack(format_of(size), packed)}
@@ -66,7 +71,34 @@ local function read_account(packed)
   return account
 end
 
+-- As plain, or nothing where it is not.
+local function pack_plain(account)
+  local holder, first, grants = account[LAST] + 1, GRANTS, (account[LAST] - GRANTS + 1) / G_SIZE
+  if grants < 1 or grants > PLAIN_GRANTS_MAX or account[FROZEN] ~= 0 or account[DEBT] ~= 0
+    or account[holder + H_LENGTH] ~= 2 or account[holder + H_PARTS + 2] then return nil end
+  local live, held = account[holder + H_LIVE], account[holder + H_PARTS + 1]
+  if live == 0 then held = 0 elseif account[holder + H_PARTS] ~= account[first] or held <= 0 then return nil end
+  local till, others, tail = LIMIT, 0, {account[CHANGE], account[first + G_EXPIRES], account[first + G_KIND]}
+  for grant = first, holder - 1, G_SIZE do
+    local remaining, expires = account[grant + G_REMAINING], account[grant + G_EXPIRES]
+    if remaining <= 0 or account[grant + G_FROZEN] ~= 0 or account[grant + G_CLAW] ~= 0 then return nil end
+    if expires ~= 0 and expires < till then till = expires end
+    if grant > first then
+      others = others + remaining
+      local last = #tail
+      tail[last + 1], tail[last + 2] = account[grant], account[grant + G_KIND]
+      tail[last + 3], tail[last + 4] = remaining, expires
+    end
+  end
+  if till <= now then return nil end
+  local packed = struct.pack(plain_tail(grants), unpack(tail))
+  return struct.pack(PLAIN, PLAIN_MARK, till, others, account[SEQ], account[REQUESTS], account[TOKENS], account[first],
+    account[first + G_REMAINING], account[holder], live, held, #packed, packed)
+end
+
 local function pack_account(account)
+  local plain = pack_plain(account)
+  if plain then return plain end
   local count = #account
   if count <= PIECE then return struct.pack(format_of(count), unpack(account, 1, count)) end
   local pieces = {}
@@ -340,46 +372,33 @@ local function end_hold(account, holder, parts, actual, event)
   return last
 end
 
--- Whether `tidy` would find something to do: a debt, a grant that nobody needs, one that expired a minute ago.
-local function is_untidy(account)
-  if account[DEBT] > 0 then return true end
-  for grant = GRANTS, account[LAST], G_SIZE do
-    local expires = account[grant + G_EXPIRES]
-    if account[grant + G_REMAINING] <= 0 then
-      if held_from(account, account[grant]) == 0 then return true end
-    elseif expires > 0 and expires + WRITE_OFF_AFTER <= now then
-      return true
-    end
-  end
-  return false
-end
-
--- What the log says of events: one flat array, each {kind, account, seq, charged, length of its deltas, deltas…}; where
--- the kind has MORE, also written off, forfeited, debt delta and change, before the deltas' length.
-local function pack_events(head)
-  local count = #head
+-- What the log says of events, put after the first `count` of `list`: each {kind, account, seq, charged, length of its
+-- deltas, deltas…}; where the kind has MORE, also written off, forfeited, debt delta and change, before the deltas' length.
+-- Answers how long the list is then.
+local function list_events(list, count)
   for i = 1, #events do
     local event = events[i]
     local kind, deltas = event[E_KIND], event[E_DELTAS]
     local written_off, forfeited, debt, change = event[E_WRITTEN_OFF], event[E_FORFEITED], event[E_DEBT], event[E_CHANGE]
     local more = written_off ~= 0 or forfeited ~= 0 or debt ~= 0 or change ~= 0
-    head[count + 1] = more and kind + MORE or kind
-    head[count + 2], head[count + 3], head[count + 4] = event[1], event[E_SEQ], event[E_CHARGED]
+    list[count + 1] = more and kind + MORE or kind
+    list[count + 2], list[count + 3], list[count + 4] = event[1], event[E_SEQ], event[E_CHARGED]
     count = count + 4
     if more then
-      head[count + 1], head[count + 2], head[count + 3], head[count + 4] = written_off, forfeited, debt, change
+      list[count + 1], list[count + 2], list[count + 3], list[count + 4] = written_off, forfeited, debt, change
       count = count + 4
     end
     -- What came and went within the event is none of the store's business.
     local place = count + 1
-    head[place], count = 0, place
+    list[place], count = 0, place
     for k = 1, #deltas, 2 do
       if deltas[k + 1] ~= 0 then
-        head[count + 1], head[count + 2] = deltas[k], deltas[k + 1]
+        list[count + 1], list[count + 2] = deltas[k], deltas[k + 1]
         count = count + 2
       end
     end
-    head[place] = count - place
+    list[place] = count - place
   end
-  return cmsgpack.pack(head)
+  events = {}
+  return count
 end

@@ -6,17 +6,13 @@
 --   details, which go into the stream as they are; then the operations, packed one after the other, in pieces that fit on
 --   Lua's stack. An operation is {its length, account's place, code, arguments…} and names its keys by their place after the
 --   session's.
--- meta: {2, epoch, counter, flushed, last time, fenced sessions, 1 while it is closed, when it was opened anew, or 0}. The ledger's clock is Redis's, and never runs
---   backwards: it stands still at meta's last time until Redis's has passed it.
+-- meta: {3, epoch, counter, flushed, last time, fenced sessions, 1 while it is closed, when it was opened anew, or 0}. The
+--   ledger's clock is Redis's, and never runs backwards: it stands still at meta's last time until Redis's has passed it.
 -- session: {last number, 0 live or 1 fenced, reply to the last number}
 -- Answers the packed {code, time, backlogged, counter, flushed, …}: a repeated number gets its first reply.
 
 local OK, FENCED, LOST = 0, 1, 2
-local FIRST_KEY = 6
-local META_VERSION = 2
--- A kept answer's day, and an hour for clocks that differ.
-local RECALLED_FOR = 90000000000
-local SETTLING_IN = 30000000
+local META_VERSION = 3
 
 local number, epoch, backlog_limit, memory_full, prefix_length, seen
 session, number, epoch, backlog_limit, memory_full, prefix_length, seen = cmsgpack.unpack(ARGV[1])
@@ -39,132 +35,115 @@ elseif number ~= 1 then
   return cmsgpack.pack({LOST, 0, 'the session is unknown'})
 end
 
--- After the prefix comes `acct:`.
-name_begins = prefix_length + 6
 now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 if now < meta[5] then now = meta[5] end
-if #meta[6] > 0 then
-  fenced = {}
-  for i = 1, #meta[6] do fenced[meta[6][i]] = true end
-end
-settling_in = (meta[8] or 0) > 0 and now < meta[8] + SETTLING_IN
-reopened_lately = (meta[8] or 0) > 0 and now < meta[8] + RECALLED_FOR
 backlogged = memory_full == 1 or meta[3] - meta[4] >= backlog_limit
 
-local made
-seldom = function()
-  if not made then made = make_seldom() end
-  return made
-end
+local keys = KEYS
+-- The account that is at work, those that cannot be read, and what is to be written by MSET.
+local at_work, broken, sets = 0, {}, {}
 
-local function tell(answer)
+-- What all operations can be done by. Made when it is needed.
+local seldom
+
+-- An account that was unpacked stays so until all is done.
+local function run_seldom(place, ops, at)
+  seldom = seldom or make_seldom(meta, prefix_length)
+  local account = accounts[place]
+  if account == nil then
+    account = values[place + 2] and seldom.read_account(values[place + 2])
+    accounts[place] = account
+  end
+  local answer = seldom.operate(account, {unpack(ops, at + 1, at + ops[at] - 1)})
+  logged = seldom.list_events(log, logged)
   for i = 1, #answer do answers[filled + i] = answer[i] end
   filled = filled + #answer
 end
 
--- The account that is at work, and those that cannot be read.
-local at_work, broken = 0, {}
-
-local function run(account, ops, at)
-  local code, answer, parts = ops[at + 2], nil, nil
-  if account and (code == 1 or code == 3) then
-    local events_before = #events
-    changed = false
-    if code == 1 then
-      answer, parts = reserve(account, ops, at)
-    else
-      answer, parts = settle(account, ops, at)
-    end
-    if is_untidy(account) then seldom().tidy(account, events_before) end
-    if changed then dirty[at_work] = 'account' end
-    if code == 3 and not answer then
-      answers[filled + 1], answers[filled + 2], answers[filled + 3] = SETTLED, 0, parts
-      if account[FROZEN] == 0 then answers[filled + 2] = drawable(account) end
-      filled = filled + 3
-      return
-    end
-  else
-    answer, parts = seldom().operate(account, {unpack(ops, at + 1, at + ops[at] - 1)})
-  end
-  if answer then tell(answer) else tell_reserved(account, parts) end
-end
-
 -- Everything that can fail over a value that is not what it should be. Writes nothing.
 local function work()
+  local values, dirty, accounts, ARGV = values, dirty, accounts, ARGV
   for piece = 3, #ARGV do
     local ops = {cmsgpack.unpack(ARGV[piece])}
-    local at = 1
-    while ops[at] do
-      local place = ops[at + 1]
-      if broken[place] then
+    local at, length = 1, ops[1]
+    while length do
+      local place, code = ops[at + 1], ops[at + 2]
+      local packed, changed = values[place + 2], nil
+      at_work = place
+      if packed and code <= 3 and #packed % 2 == 1 and accounts[place] == nil and not broken[place] then
+        if code == 1 then
+          changed = quick_reserve(packed, ops, at)
+        elseif code == 3 then
+          changed = quick_settle(packed, ops, at)
+        end
+      end
+      if changed then
+        values[place + 2], dirty[place] = changed, true
+      elseif broken[place] then
         filled = filled + 1
         answers[filled] = UNREADABLE
       else
-        at_work, key_index = place, place + FIRST_KEY
-        local account = accounts[place]
-        if account == nil then
-          account = values[place + 2]
-          if account then account = read_account(account) end
-          accounts[place] = account
-        end
-        run(account, ops, at)
+        run_seldom(place, ops, at)
       end
-      at = at + ops[at]
+      at = at + length
+      length = ops[at]
     end
   end
-  for place, kind in pairs(dirty) do
-    if kind == 'account' and accounts[place] then
+  local filled_sets = 0
+  for place = 1, #keys - FIRST_KEY do
+    if dirty[place] then
       at_work = place
-      dirty[place] = pack_account(accounts[place])
+      if accounts[place] then values[place + 2] = seldom.pack_account(accounts[place]) end
+      sets[filled_sets + 1], sets[filled_sets + 2] = keys[place + FIRST_KEY], values[place + 2]
+      filled_sets = filled_sets + 2
     end
   end
 end
 
 -- An unreadable account fails all its operations of this batch, and none of any other's: the work begins anew without it.
 while true do
-  answers, filled = {OK, now, backlogged and 1 or 0, 0, 0}, 5
+  answers, filled, log, logged = {OK, now, backlogged and 1 or 0, 0, 0}, 5, {session, number, now}, 3
   local ok, problem = pcall(work)
   if ok then break end
   if at_work == 0 or broken[at_work] then error(problem) end
   broken[at_work] = true
-  events, accounts, unpacked, dirty, touched, recalled, restored = {}, {}, {}, {}, {}, {}, {}
+  -- Nothing was written yet.
+  values = redis.call('MGET', unpack(KEYS, 5))
+  accounts, dirty, sets, touched, seldom = {}, {}, {}, {}, nil
 end
 
 meta[5] = now
 local entry
-if #events > 0 then
+if logged > 3 then
   meta[3] = meta[3] + 1
-  entry = pack_events({session, number, now})
+  entry = cmsgpack.pack(log)
 end
 answers[4], answers[5] = meta[3], meta[4]
 local reply = cmsgpack.pack(answers)
-local sets = {KEYS[5], cmsgpack.pack(meta), KEYS[6], cmsgpack.pack({number, 0, reply})}
-local filled_sets = 4
+local filled_sets = #sets
+sets[filled_sets + 1], sets[filled_sets + 2] = keys[5], cmsgpack.pack(meta)
+sets[filled_sets + 3], sets[filled_sets + 4] = keys[6], cmsgpack.pack({number, 0, reply})
+filled_sets = filled_sets + 4
 local dels, tickets, holding, finished, records = {}, {}, {}, {}, {}
-for place, kind in pairs(dirty) do
-  local key, value = KEYS[place + FIRST_KEY], unpacked[place]
-  if kind == 'account' then
-    dels[#dels + 1] = key
-  elseif kind == 'ticket' then
-    if value then tickets[key] = cmsgpack.pack(value) else dels[#dels + 1] = key end
-  else
-    if kind == 'record' then
-      -- The prefix, then `rec:`.
-      local member, kept, last = string.sub(key, prefix_length + 5), value[4], #records
-      records[last + 1], records[last + 2], records[last + 3], records[last + 4] = member, value[1], value[2], value[3]
-      for i = 1, 4 do records[last + 4 + i] = kept[i] end
-      if value[3] == 0 then finished[key] = member else holding[member] = string.format('%.0f', value[2]) end
-      kind = cmsgpack.pack(value)
-    end
-    sets[filled_sets + 1], sets[filled_sets + 2] = key, kind
+for place, kind in pairs(seldom and seldom.others or {}) do
+  local key, value = keys[place + FIRST_KEY], seldom.unpacked[place]
+  if kind == 'ticket' and value then
+    tickets[key] = cmsgpack.pack(value)
+  elseif kind == 'record' then
+    -- The prefix, then `rec:`.
+    local member, kept, last = string.sub(key, prefix_length + 5), value[4], #records
+    records[last + 1], records[last + 2], records[last + 3], records[last + 4] = member, value[1], value[2], value[3]
+    for i = 1, 4 do records[last + 4 + i] = kept[i] end
+    if value[3] == 0 then finished[key] = member else holding[member] = string.format('%.0f', value[2]) end
+    sets[filled_sets + 1], sets[filled_sets + 2] = key, cmsgpack.pack(value)
     filled_sets = filled_sets + 2
+  else
+    dels[#dels + 1] = key
   end
 end
-local joined, left = {}, {}
-for place, holds_now in pairs(touched) do
-  local list = holds_now and joined or left
-  list[#list + 1] = string.sub(KEYS[place + FIRST_KEY], name_begins)
-end
+-- After the prefix comes `acct:`.
+local joined = {}
+for place in pairs(touched) do joined[#joined + 1] = string.sub(keys[place + FIRST_KEY], prefix_length + 6) end
 
 if entry then
   local id = string.format('%.0f-0', meta[3])
@@ -178,10 +157,9 @@ if entry then
 end
 redis.call('MSET', unpack(sets))
 if #joined > 0 then redis.call('SADD', KEYS[1], unpack(joined)) end
-if #left > 0 then redis.call('SREM', KEYS[1], unpack(left)) end
 if #dels > 0 then redis.call('DEL', unpack(dels)) end
 for key, packed in pairs(tickets) do redis.call('SET', key, packed, 'PX', '20000') end
-for i = 1, #restored do redis.call('ZADD', KEYS[4], unpack(restored[i])) end
+for _, members in ipairs(seldom and seldom.restored or {}) do redis.call('ZADD', KEYS[4], unpack(members)) end
 for member, expires_at in pairs(holding) do redis.call('ZADD', KEYS[4], expires_at, member) end
 for key, member in pairs(finished) do
   redis.call('ZREM', KEYS[4], member)

@@ -8,15 +8,6 @@ local RECORD_KEPT = 86400000000
 local API_HOLDS_MAX = 1000
 local ADJUST = 5
 
-local function available(account)
-  if account[FROZEN] == 1 then return 0 end
-  return drawable(account)
-end
-
-local function insufficient(account)
-  return {INSUFFICIENT, available(account), held(account)}
-end
-
 -- session, more, floor
 local function extend(account, op)
   if not find_holder(account, op[3]) then return {UNKNOWN_HOLD} end
@@ -47,7 +38,7 @@ local function release(account, op)
   local whose, parts = op[3], op[4]
   local holder = holds(account, whose, parts)
   if not holder then return {UNKNOWN_HOLD} end
-  if return_hold(account, holder, parts) and whose == session then touched[op[1]] = false end
+  return_hold(account, holder, parts)
   give_back_tokens(account, op[5])
   return {RELEASED, 0}
 end
@@ -80,7 +71,7 @@ local function is_unknown(place)
 end
 
 local function write_record(op, record)
-  unpacked[op[6]], dirty[op[6]] = record, 'record'
+  unpacked[op[6]], others[op[6]] = record, 'record'
 end
 
 -- What to answer when the record exists already.
@@ -350,6 +341,8 @@ end
 
 local function dispatch(account, op)
   local code = op[2]
+  if code == 1 then return reserve(account, op) end
+  if code == 3 then return settle(account, op) end
   if code == 2 then return extend(account, op) end
   if code == 4 then return shrink(account, op) end
   if code == 5 then return release(account, op) end
@@ -369,34 +362,35 @@ local function without_account(op)
   local stands = ticket and now < ticket[2]
   if code == 11 then
     if stands then return {REFUSED} end
-    unpacked[op[3]], dirty[op[3]] = {op[4], now + TICKET_LIFE}, 'ticket'
+    unpacked[op[3]], others[op[3]] = {op[4], now + TICKET_LIFE}, 'ticket'
     return {TICKETED}
   end
   if not stands or ticket[1] ~= op[4] then return {REFUSED} end
-  unpacked[op[3]], dirty[op[3]] = false, 'ticket'
+  unpacked[op[3]], others[op[3]] = false, 'ticket'
   local account = loaded(op)
-  accounts[place], dirty[place] = account, 'account'
+  accounts[place], dirty[place], others[place] = account, true, nil
   tidy(account, #events)
   return {LOADED}
 end
 
 local function operate(account, op)
   local place, code = op[1], op[2]
+  key_index = place + FIRST_KEY
   if code == 16 then return recall(op) end
   if not account then return without_account(op) end
   if code == 15 then return balance(account) end
   if code == 11 or code == 12 then return {ALREADY} end
   if code == 13 then
     if not can_park(account, op) then return {REFUSED} end
-    accounts[place], dirty[place] = false, 'account'
+    accounts[place], dirty[place], others[place] = false, nil, 'parked'
     return {PARKED}
   end
   local events_before = #events
   changed = false
   local answer, parts = dispatch(account, op)
   tidy(account, events_before)
-  if changed then dirty[place] = 'account' end
-  if parts then return nil, parts end
+  if changed then dirty[place] = true end
+  if parts then return reserved(account, parts) end
   if code == 14 then return balance(account) end
   if answer[1] <= HELD then
     answer[2] = available(account)
@@ -405,4 +399,7 @@ local function operate(account, op)
   return answer
 end
 
-return {operate = operate, tidy = tidy, abandon_fenced = abandon_fenced, insufficient = insufficient}
+return {
+  operate = operate, read_account = read_account, pack_account = pack_account, list_events = list_events,
+  unpacked = unpacked, others = others, restored = restored,
+}

@@ -13,15 +13,15 @@ local request = cmsgpack.unpack(ARGV[1])
 local epoch = request[1]
 local packed = redis.call('GET', KEYS[1])
 local meta = packed and cmsgpack.unpack(packed)
-if meta and meta[1] ~= 2 then return redis.error_reply('FGVERSION this ledger was made by another version') end
+if meta and meta[1] ~= 3 then return redis.error_reply('FGVERSION this ledger was made by another version') end
 local before = meta and {meta[2], meta[3], meta[7] or 0} or {-1, 0, 0}
 if request[2] == 1 then
   if before[1] + 1 ~= request[3] then return cmsgpack.pack(before) end
   if not meta then
-    meta = {2, epoch, 0, 0, 0, {}, 1}
+    meta = {3, epoch, 0, 0, 0, {}, 1}
   elseif meta[2] < epoch then
     -- The ledger's clock never runs backwards.
-    meta = {2, epoch, 0, 0, meta[5], {}, 1}
+    meta = {3, epoch, 0, 0, meta[5], {}, 1}
   elseif meta[2] == epoch then
     meta[7] = 1
   else
@@ -33,5 +33,5 @@ end
 if not meta or meta[2] ~= epoch - 1 or meta[7] ~= 1 then return cmsgpack.pack(before) end
 local clock = redis.call('TIME')
 local opened_at = math.max(tonumber(clock[1]) * 1000000 + tonumber(clock[2]), meta[5])
-redis.call('SET', KEYS[1], cmsgpack.pack({2, epoch, 0, 0, meta[5], {}, 0, opened_at}))
+redis.call('SET', KEYS[1], cmsgpack.pack({3, epoch, 0, 0, meta[5], {}, 0, opened_at}))
 return cmsgpack.pack({epoch, 0, 0})

@@ -13,10 +13,12 @@ pub struct Script {
 /// One numbered batch of a session.
 pub static BATCH: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&[
+        LAYOUT,
+        include_str!("../../../lua/quick.lua"),
+        "local function make_seldom(meta, prefix_length)",
         ACCOUNT,
-        include_str!("../../../lua/requests.lua"),
-        "local function make_seldom()",
         MISHAPS,
+        include_str!("../../../lua/requests.lua"),
         include_str!("../../../lua/operations.lua"),
         "end",
         include_str!("../../../lua/batch.lua"),
@@ -26,7 +28,9 @@ pub static BATCH: LazyLock<Script> = LazyLock::new(|| {
 pub static FENCE: LazyLock<Script> = LazyLock::new(|| Script::new(&[include_str!("../../../lua/fence.lua")]));
 /// Returns what a fenced session holds.
 pub static ABANDON: LazyLock<Script> =
-    LazyLock::new(|| Script::new(&[ACCOUNT, MISHAPS, include_str!("../../../lua/abandon.lua")]));
+    LazyLock::new(|| Script::new(&[LAYOUT, ACCOUNT, MISHAPS, include_str!("../../../lua/abandon.lua")]));
+/// Takes parked accounts out of the sessions' touched sets.
+pub static UNTOUCH: LazyLock<Script> = LazyLock::new(|| Script::new(&[include_str!("../../../lua/untouch.lua")]));
 /// Finds or makes a shard's meta.
 pub static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(&[include_str!("../../../lua/open.lua")]));
 /// Closes a shard, or opens it in the next epoch.
@@ -34,6 +38,7 @@ pub static REOPEN: LazyLock<Script> = LazyLock::new(|| Script::new(&[include_str
 /// Notes what is flushed, and trims.
 pub static FLUSHED: LazyLock<Script> = LazyLock::new(|| Script::new(&[include_str!("../../../lua/flushed.lua")]));
 
+const LAYOUT: &str = include_str!("../../../lua/layout.lua");
 const ACCOUNT: &str = include_str!("../../../lua/account.lua");
 const MISHAPS: &str = include_str!("../../../lua/mishaps.lua");
 
@@ -125,7 +130,7 @@ mod tests {
 
     #[test]
     fn no_constant_of_the_scripts_is_left() {
-        for script in [&BATCH, &ABANDON, &FENCE, &OPEN, &REOPEN, &FLUSHED] {
+        for script in [&BATCH, &ABANDON, &FENCE, &UNTOUCH, &OPEN, &REOPEN, &FLUSHED] {
             let leftover = ["LIMIT", "G_REMAINING", "E_DELTAS", "RESERVED", "FIRST_KEY", "META_VERSION"];
             for line in script.body.lines().filter(|line| !line.trim_start().starts_with("--")) {
                 assert!(

@@ -19,10 +19,10 @@ use crate::ledger::{Connect, SessionId};
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How much later than that a look may come and still count as in time: the looks' own work.
 const SLACK: Duration = Duration::from_millis(250);
-/// Accounts of a dead session that one call returns.
-const CHUNK: usize = 100;
+/// Accounts of a dead session that one call looks at.
+const CHUNK: usize = 300;
 /// Sessions looked at.
-const SESSIONS_MAX: usize = 10_000;
+pub(super) const SESSIONS_MAX: usize = 10_000;
 
 /// What was returned of a dead session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

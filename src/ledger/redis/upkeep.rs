@@ -8,10 +8,10 @@ use redis::{Cmd, Value};
 use uuid::Uuid;
 
 use super::connection::{CallError, Link};
-use super::sweeper::texts;
-use super::wire::Keyspace;
-use super::{Core, meta};
-use crate::ledger::{AccountId, Act, Answer, Op, RecordId, SharedLedger};
+use super::sweeper::{SESSIONS_MAX, texts};
+use super::wire::{Keyspace, encode};
+use super::{Core, meta, script};
+use crate::ledger::{AccountId, Act, Answer, Op, RecordId, SessionId, SharedLedger};
 
 /// Time between two rounds.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -107,7 +107,7 @@ impl Upkeep {
             self.link.send(&command).await?;
         }
         let idle_limit = self.core.settings.park_after_ms / 1_000;
-        let mut parked = 0;
+        let (mut asked, mut parked) = (0, Vec::new());
         for name in &names {
             let Some(account) = name.strip_prefix(&prefix).and_then(|id| AccountId::parse(id).ok()) else { continue };
             let mut command = Cmd::new();
@@ -116,26 +116,45 @@ impl Upkeep {
                 Value::Int(idle) => u64::try_from(idle).unwrap_or(0),
                 _ => 0,
             };
-            if idle < idle_limit || parked >= PARK_MAX {
+            if idle < idle_limit || asked >= PARK_MAX {
                 continue;
             }
-            parked += 1;
-            self.park(account).await;
+            asked += 1;
+            if self.park(account).await {
+                parked.push(name.clone());
+            }
+        }
+        if !parked.is_empty() {
+            self.untouch(parked, keys).await?;
         }
         Ok(!old.is_empty())
     }
 
-    /// Writes off what is due, and drops the account if the store has all its events.
-    async fn park(&self, account: AccountId) {
+    /// Sessions remember the accounts that they held something of, until those are parked.
+    async fn untouch(&mut self, parked: Vec<String>, keys: &Keyspace) -> Result<(), CallError> {
+        let mut command = Cmd::new();
+        command.arg("SMEMBERS").arg(keys.sessions());
+        let sessions = texts(self.link.send(&command).await?);
+        let argument = encode::numbers(&[parked.len() as u64, keys.prefix().len() as u64]);
+        let mut names = parked;
+        let sessions = sessions.iter().filter_map(|id| id.parse().ok()).take(SESSIONS_MAX);
+        names.extend(sessions.map(|id| keys.touched(SessionId(id))));
+        let command = script::UNTOUCH.command(names.iter().map(String::as_str), &argument);
+        self.link.call(&script::UNTOUCH, &command).await.map(drop)
+    }
+
+    /// Writes off what is due, and drops the account if the store has all its events. Answers whether it was dropped.
+    async fn park(&self, account: AccountId) -> bool {
         let Ok(Answer::Balance(balance)) = self.ledger.submit(Op { account: account.clone(), act: Act::Sweep }).await
         else {
-            return;
+            return false;
         };
-        if let Ok(Some(state)) = self.core.source.load(&account).await
-            && state.seq == balance.seq
-        {
-            let act = Act::Park { flushed_seq: state.seq };
-            drop(self.ledger.submit(Op { account, act }).await);
+        match self.core.source.load(&account).await {
+            Ok(Some(state)) if state.seq == balance.seq => {
+                let act = Act::Park { flushed_seq: state.seq };
+                matches!(self.ledger.submit(Op { account, act }).await, Ok(Answer::Parked))
+            }
+            _ => false,
         }
     }
 }

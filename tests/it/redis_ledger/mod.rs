@@ -118,7 +118,8 @@ async fn an_unreadable_account_fails_only_its_own_operations() {
     let fixture = Fixture::new(&redis).await;
     let (ada, bob) = (fixture.account("ada", 100), fixture.account("bob", 100));
     let (hold, other) = (fixture.reserve(&ada, 10).await, fixture.reserve(&bob, 10).await);
-    for garbage in ["rubbish", "", "\u{1}", "\u{fffd}"] {
+    // The last but one begins as what most accounts are written as.
+    for garbage in ["rubbish", "", "\u{1}", &format!("\u{3}{}", "x".repeat(100)), "\u{fffd}"] {
         redis.command(&["SET", "fg:{00}:0:acct:ada", garbage]);
         let ops = [(&ada, reserve(1)), (&bob, reserve(1)), (&ada, fixture::settle(&hold, 1)), (&ada, Act::Balance)];
         let answers = join_all(ops.map(|(account, act)| ask(&fixture.ledger, account, act))).await;
@@ -126,7 +127,7 @@ async fn an_unreadable_account_fails_only_its_own_operations() {
         assert_eq!(answers.iter().map(unreadable).collect::<Vec<_>>(), [true, false, true, true], "{answers:?}");
     }
     assert!(matches!(fixture.settle(&bob, other, 10).await, Answer::Settled { .. }));
-    assert_eq!(fixture.balance(&bob).await.held, credits(4));
+    assert_eq!(fixture.balance(&bob).await.held, credits(5));
     assert_eq!(redis.command(&["GET", "fg:{00}:0:acct:ada"]), "\u{fffd}", "nothing was written to it");
     fixture.shut_down().await;
 }
@@ -222,7 +223,7 @@ async fn a_busy_ledger_is_joined() {
 #[tokio::test]
 async fn a_ledger_of_another_version_is_refused() {
     let redis = Redis::start();
-    let make = "redis.call('SET', KEYS[1], cmsgpack.pack({1, 0, 0, 0, 0, {}, 0}))";
+    let make = "redis.call('SET', KEYS[1], cmsgpack.pack({2, 0, 0, 0, 0, {}, 0}))";
     redis.command(&["EVAL", make, "1", "fg:{00}:meta"]);
     let before = redis.command(&["GET", "fg:{00}:meta"]);
     let bank = Arc::new(fixture::Bank::default());
@@ -358,6 +359,11 @@ async fn idle_accounts_are_parked_once_the_store_has_their_events() {
     })
     .await;
     assert_eq!(redis.command(&["EXISTS", "fg:{00}:0:acct:bob"]), "1", "what is held keeps an account here");
+    eventually(Duration::from_secs(10), "the session forgets the parked one", || async {
+        let touched = redis.command(&["KEYS", "fg:{00}:0:touch:*"]);
+        (redis.command(&["SMEMBERS", &touched]) == "bob").then_some(())
+    })
+    .await;
     assert_eq!(fixture.balance(&ada).await.available, credits(90));
     fixture.shut_down().await;
 }

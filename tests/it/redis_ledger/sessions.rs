@@ -244,7 +244,43 @@ async fn the_largest_batch_is_carried_out_whole() {
     let told: Vec<_> = events.iter().map(|event| (event.account.as_str(), &event.usage[..])).collect();
     let expected: Vec<_> = accounts.iter().map(|account| (account.as_str(), &b"usage"[..])).collect();
     assert_eq!(told, expected);
-    assert_eq!(redis.command(&["SCARD", &format!("fg:{{00}}:0:touch:{}", session.0)]), "0");
+    let touched = redis.command(&["SCARD", &format!("fg:{{00}}:0:touch:{}", session.0)]);
+    assert_eq!(touched, COUNT.to_string(), "what was touched is remembered until it is parked");
+    fixture.shut_down().await;
+}
+
+/// failures 10: a hold that begins where an earlier one of the worker ended is returned like the first, also after another
+/// worker held something there meanwhile, and where several grants and limits make the account an unusual one.
+#[tokio::test(flavor = "multi_thread")]
+async fn holds_of_accounts_that_were_used_before_are_returned() {
+    let redis = Redis::start();
+    let fixture = Fixture::with(&quick(&redis)).await;
+    fixture.sweep();
+    let accounts: Vec<_> = (0..3).map(|number| fixture.account(&format!("user-{number}"), 1_000)).collect();
+    let [usual, shared, spent] = accounts.as_slice() else { unreachable!() };
+    let sleeper = Sleeper::start(&fixture);
+    for account in &accounts {
+        for _ in 0..2 {
+            let hold = reserved(ask(&sleeper.ledger, account, reserve(200)).await);
+            assert!(matches!(ask(&sleeper.ledger, account, settle(&hold, 100)).await, Answer::Settled { .. }));
+        }
+    }
+    let other = fixture.reserve(shared, 100).await;
+    // All that is left, which is more than a plain account can hold.
+    reserved(ask(&sleeper.ledger, spent, reserve(800)).await);
+    for account in [usual, shared] {
+        reserved(ask(&sleeper.ledger, account, reserve(300)).await);
+    }
+    let wake = sleeper.sleep();
+    for (account, held) in [(usual, 0), (shared, 100), (spent, 0)] {
+        eventually(Duration::from_secs(10), "the dead worker's holds come back", || async {
+            (fixture.balance(account).await.held == credits(held)).then_some(())
+        })
+        .await;
+    }
+    assert!(matches!(fixture.settle(shared, other, 100).await, Answer::Settled { .. }));
+    drop(wake);
+    drop(sleeper);
     fixture.shut_down().await;
 }
 

@@ -98,6 +98,8 @@ fn answer(reader: &mut Reader<'_>, session: SessionId, op: &Op) -> Result<Answer
         23 => Answer::Unreadable,
         24 => Answer::Backlogged,
         25 => Answer::UnknownRecord,
+        26 => reserved_plainly(reader, session, &op.act)?,
+        27 => settled_plainly(reader, &op.act)?,
         _ => return Err(Malformed("an unknown answer")),
     })
 }
@@ -110,6 +112,20 @@ fn reserved(reader: &mut Reader<'_>, session: SessionId) -> Result<Answer, Malfo
         parts.push((GrantId(reader.uint()?), credits(reader)?));
     }
     Ok(Answer::Reserved(Reserved { session, parts, available, requests_busy_us, tokens_busy_us }))
+}
+
+/// The amount asked for, from one grant; there is no limit, or it is idle.
+fn reserved_plainly(reader: &mut Reader<'_>, session: SessionId, act: &Act) -> Result<Answer, Malformed> {
+    let Act::Reserve { amount, .. } = act else { return Err(Malformed("an answer to another operation")) };
+    let available = credits(reader)?;
+    let parts = Parts::from_iter([(GrantId(reader.uint()?), *amount)]);
+    Ok(Answer::Reserved(Reserved { session, parts, available, requests_busy_us: 0, tokens_busy_us: 0 }))
+}
+
+/// The amount that was used.
+fn settled_plainly(reader: &mut Reader<'_>, act: &Act) -> Result<Answer, Malformed> {
+    let Act::Settle { actual, .. } = act else { return Err(Malformed("an answer to another operation")) };
+    Ok(Answer::Settled { charged: *actual, available: credits(reader)? })
 }
 
 fn balance(reader: &mut Reader<'_>) -> Result<Answer, Malformed> {
