@@ -5,8 +5,8 @@ RUN cargo build --release --locked --bin faregate
 
 FROM debian:bookworm-slim
 # Certificate authorities are compiled in; nothing else is needed.
-RUN useradd --system --uid 10001 --home-dir /var/lib/faregate --create-home --shell /usr/sbin/nologin faregate \
- && chmod 0700 /var/lib/faregate
+RUN useradd --system --uid 10001 --home-dir /var/lib/faregate --no-create-home --shell /usr/sbin/nologin faregate \
+ && install -d -o faregate -g faregate -m 0700 /var/lib/faregate
 COPY --from=build /src/target/release/faregate /usr/local/bin/faregate
 COPY --from=build /src/LICENSE /usr/share/doc/faregate/LICENSE
 USER 10001

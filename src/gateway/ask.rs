@@ -19,12 +19,25 @@ pub(super) enum Terms {
     Late,
 }
 
-/// When a request is paid, and whether its body and its answer are read for what they use.
-pub(super) fn terms(route: &Route, endpoint: Endpoint, who: &SharedPrincipal) -> Result<(Terms, bool), Refusal> {
-    // A key for some models only must name one, and is refused before anything is taken where it does not.
-    let by_model = who.scope.as_ref().is_some_and(|scope| scope.names_models());
+/// Whether the caller's key is for some models only.
+pub(super) fn by_model(who: &SharedPrincipal) -> bool {
+    who.scope.as_ref().is_some_and(|scope| scope.names_models())
+}
+
+/// Refuses what is no matter of payment, and is refused whether or not payment is enforced: what all users share at the
+/// upstream, and a call that names no model through a key for some models only.
+pub(super) fn permitted(endpoint: Endpoint, who: &SharedPrincipal) -> Result<(), Refusal> {
     match endpoint {
-        Endpoint::PerRequest | Endpoint::Unlisted if by_model => Err(Refusal::ModelNotAllowed),
+        Endpoint::Refused(why) => Err(why.into()),
+        Endpoint::PerRequest | Endpoint::Unlisted if by_model(who) => Err(Refusal::ModelNotAllowed),
+        _ => Ok(()),
+    }
+}
+
+/// When a request that is [`permitted`] is paid, and whether its body and its answer are read for what they use.
+pub(super) fn terms(route: &Route, endpoint: Endpoint, who: &SharedPrincipal) -> Result<(Terms, bool), Refusal> {
+    let by_model = by_model(who);
+    match endpoint {
         Endpoint::Refused(why) => Err(why.into()),
         Endpoint::Free => Ok((Terms::Free, false)),
         Endpoint::PerRequest | Endpoint::Unlisted => {

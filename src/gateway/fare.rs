@@ -15,7 +15,7 @@ use super::refusal::Refusal;
 use super::route::{Route, Uncharged};
 use crate::config::OnLedgerDown;
 use crate::credits::Credits;
-use crate::identity::budget::BudgetShare;
+use crate::identity::budget::{BudgetRefusal, BudgetShare};
 use crate::identity::principal::SharedPrincipal;
 use crate::ledger::hold::{self, Ask, Hold};
 use crate::ledger::{AccountId, Act, Limits, Op, Reply, Status};
@@ -63,7 +63,9 @@ pub(super) async fn take(
     ask: Ask,
     request_id: Uuid,
 ) -> Result<Ticket, Refusal> {
-    let share = share(worker, principal, &ask, request_id).await?;
+    let floor = if ask.floor.is_zero() { ask.amount } else { ask.floor };
+    let share = share(worker, principal, ask.amount, floor, request_id);
+    let share = share.await.map_err(|refusal| Refusal::Budget { refusal, asked: ask.amount })?;
     let amount = share.as_ref().map_or(ask.amount, |share| share.held().min(ask.amount));
     match reserved(worker, principal, Ask { amount, ..ask }).await {
         Ok(ticket) => Ok(Ticket { share, ..ticket }),
@@ -82,19 +84,21 @@ pub(super) async fn take(
     }
 }
 
-/// The share of the key's own budget; `None` where it has none.
+/// The share of the key's own budget, of `floor` at least; `None` where it has none.
 async fn share(
     worker: &Worker,
     principal: &SharedPrincipal,
-    ask: &Ask,
+    amount: Credits,
+    floor: Credits,
     request_id: Uuid,
-) -> Result<Option<BudgetShare>, Refusal> {
+) -> Result<Option<BudgetShare>, BudgetRefusal> {
     // Boxed, and only where there is a budget: most keys have none.
     if principal.scope.is_none() {
         return Ok(None);
     }
-    let share = worker.shared.identity.share_budget(principal, request_id, ask.amount, ask.floor);
-    Box::pin(share).await.map_err(|refusal| Refusal::Budget { refusal, asked: ask.amount })
+    let share = worker.shared.identity.share_budget(principal, request_id, amount, floor);
+    let limit = Duration::from_millis(worker.shared.config.store.timeout_ms);
+    tokio::time::timeout(limit, Box::pin(share)).await.unwrap_or(Err(BudgetRefusal::Unavailable))
 }
 
 async fn reserved(worker: &Worker, principal: &SharedPrincipal, ask: Ask) -> Result<Ticket, hold::Refusal> {
@@ -121,10 +125,17 @@ pub(super) async fn try_out(
     ask: Ask,
     request_id: Uuid,
 ) -> (Ticket, Option<Refusal>) {
-    let (share, spared) = match share(worker, principal, &ask, request_id).await {
-        Ok(share) => (share, None),
+    // Whatever is left of a budget: what the request comes to counts in full when it ends.
+    let (share, spared) = match share(worker, principal, ask.amount, Credits::ZERO, request_id).await {
+        Ok(share) => {
+            let least = if ask.floor.is_zero() { ask.amount } else { ask.floor };
+            let short = share.as_ref().map(BudgetShare::held).filter(|held| *held < least);
+            let refusal = short.map(|left| BudgetRefusal::Exhausted { left, held: Credits::ZERO });
+            (share, refusal)
+        }
         Err(refusal) => (None, Some(refusal)),
     };
+    let spared = spared.map(|refusal| Refusal::Budget { refusal, asked: ask.amount });
     let (taken, refusal) = match reserved(worker, principal, ask).await {
         Ok(ticket) => (Ok(ticket), None),
         Err(refusal @ (hold::Refusal::Insufficient { .. } | hold::Refusal::Limited { .. })) => {
@@ -196,6 +207,8 @@ pub(super) struct Fare {
     shadow: bool,
     /// In shadow: the balance had nothing more for it, and is not asked again.
     exhausted: bool,
+    /// In shadow: nor had the key's budget.
+    over_budget: bool,
     pub(super) fares: Option<Fares>,
     pub(super) price: Price,
     usage: Usage,
@@ -249,6 +262,7 @@ impl Fare {
             share: ticket.share,
             shadow: ticket.shadow,
             exhausted: false,
+            over_budget: false,
             fares: ticket.fares,
             price,
             usage,
@@ -306,22 +320,20 @@ impl Fare {
     pub(super) async fn extend(&mut self, more: Credits, floor: Credits) -> bool {
         let limit = Duration::from_millis(self.worker.shared.config.ledger.reserve_timeout_ms);
         let mut more = more;
-        if let Some(share) = &mut self.share {
+        if let Some(share) = &mut self.share
+            && !self.over_budget
+        {
             // What the ledger then refuses goes back to the budget when the request ends.
-            let grown = tokio::time::timeout(limit, Box::pin(share.grow(more, floor))).await;
-            match grown {
+            match tokio::time::timeout(limit, Box::pin(share.grow(more, floor))).await {
                 Ok(Ok(grown)) => more = grown,
-                _ if self.shadow => {
-                    let reason = Outcome::CreditsExhausted.as_str();
-                    self.worker.would_refuse(
-                        self.usage.request_id,
-                        &self.route,
-                        reason,
-                        &"the key's budget is used up",
-                    );
-                    self.share = None;
+                Ok(Err(BudgetRefusal::Exhausted { .. })) if self.shadow => {
+                    self.over_budget = true;
+                    let (id, reason) = (self.usage.request_id, Outcome::CreditsExhausted.as_str());
+                    self.worker.would_refuse(id, &self.route, reason, &"the key's budget is used up");
                 }
-                _ => return false,
+                Ok(Err(BudgetRefusal::Exhausted { .. })) => return false,
+                // A stream that rides is not cut because the store is slow: what it comes to counts in full.
+                Ok(Err(BudgetRefusal::Unavailable)) | Err(_) => {}
             }
         }
         match &mut self.pay {

@@ -240,8 +240,9 @@ struct Boarding<'a> {
 impl Boarding<'_> {
     /// When it is paid, and whether it is read. Without enforcement what has no price rides, too.
     fn terms(&self, endpoint: meter::Endpoint) -> Result<(Terms, bool), Refusal> {
+        ask::permitted(endpoint, self.who)?;
         if self.mode == Mode::Off {
-            return Ok((Terms::Free, false));
+            return Ok((Terms::Free, endpoint.metered() && ask::by_model(self.who)));
         }
         Ok(self.spared(ask::terms(self.route, endpoint, self.who))?.unwrap_or((Terms::Free, false)))
     }
@@ -283,6 +284,16 @@ impl Boarding<'_> {
         let fare = self.passage.fare(self.route, self.who, ticket, price, self.head);
         let clamped = if self.mode == Mode::On { ask::clamp(&fare, ask, inspection)? } else { None };
         Ok((fare, clamped))
+    }
+
+    /// What a key may ask for is its owner's word, whether or not payment is enforced. A body that names no model, or
+    /// cannot be read, is for none of the key's.
+    fn allowed(&self, inspection: Option<&Inspection>) -> Result<(), Refusal> {
+        let model = inspection.and_then(|inspection| inspection.model.as_deref());
+        match &self.who.scope {
+            Some(scope) if !scope.allows(model) => Err(Refusal::ModelNotAllowed),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// A refusal that is only for payment's sake: `None`, counted, where payment is not enforced.
@@ -340,12 +351,7 @@ async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<R
         let bytes = read_body(body, &route).await?;
         let inspected = Inspection::read(endpoint, &bytes, &worker.shared.config.metering);
         let inspection = boarding.spared(inspected.map_err(Refusal::from))?;
-        // What a key may ask for is its owner's word, whether or not payment is enforced.
-        if let (Some(scope), Some(inspection)) = (&who.scope, &inspection)
-            && !scope.allows(inspection.model.as_deref())
-        {
-            return Err(Refusal::ModelNotAllowed);
-        }
+        boarding.allowed(inspection.as_ref())?;
         read = inspection.is_some();
         (Payload::Whole(bytes), inspection)
     } else {

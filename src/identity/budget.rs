@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use moka::sync::Cache;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
@@ -32,6 +33,9 @@ const SETTLED_AT_ONCE: usize = 500;
 const MAX_WAITING: usize = 65_536;
 const SWEPT_AT_ONCE: u32 = 500;
 const MAX_TOLD: u64 = 10_000;
+/// Keys whose turns are kept, and how long after their last use.
+const MAX_TURNS: u64 = 10_000;
+const TURNS_KEPT: Duration = Duration::from_secs(60);
 
 /// Why a request may not begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +51,13 @@ pub(super) struct Budgets {
     owner: u64,
     ended: Arc<Ended>,
     /// Keys whose owners were told that the budget is used up; told again, it changes nothing.
-    told: moka::sync::Cache<Arc<str>, ()>,
+    told: Cache<Arc<str>, ()>,
+    /// By key: whose turn it is to ask the store. However many requests a key sends, it takes one place in the store's
+    /// queue at a time.
+    turns: Cache<String, Turn>,
 }
+
+type Turn = Arc<tokio::sync::Mutex<()>>;
 
 #[derive(Default)]
 struct Ended {
@@ -60,6 +69,7 @@ struct Ended {
 /// A share of a key's budget in the hands of the request that took it. Dropped unsettled, it goes back.
 pub struct BudgetShare {
     store: SharedStore,
+    turn: Turn,
     ended: Arc<Ended>,
     share: Share,
     held: Credits,
@@ -81,13 +91,15 @@ impl Budgets {
         Budgets {
             owner: if drawn { u64::from_ne_bytes(random) } else { owner },
             ended: Arc::default(),
-            told: moka::sync::Cache::new(MAX_TOLD),
+            told: Cache::new(MAX_TOLD),
+            turns: Cache::builder().max_capacity(MAX_TURNS).time_to_idle(TURNS_KEPT).build(),
         }
     }
 }
 
 impl Identity {
-    /// Takes a share of the budget of the caller's key for a request; `None` where the key has none.
+    /// Takes a share of the budget of the caller's key for a request: `amount`, or what there is down to `floor`, which
+    /// may be nothing at all. `None` where the key has no budget.
     ///
     /// # Errors
     /// Where not even `floor` is left, or the store cannot be asked.
@@ -104,12 +116,12 @@ impl Identity {
         if self.budgets.ended.waiting.lock().len() >= MAX_WAITING {
             return Err(BudgetRefusal::Unavailable);
         }
-        let floor = if floor.is_zero() { amount } else { floor };
         let share = Share { id: request, key: caller.key_id.to_string(), amount, floor, owner: self.budgets.owner };
         self.budgets.ended.open.fetch_add(1, Ordering::Relaxed);
         // Made before the question: where its asker is gone when the answer comes, what was taken goes back.
         let mut taken = BudgetShare {
             store: self.store.clone(),
+            turn: self.budgets.turns.get_with(share.key.clone(), Arc::default),
             ended: self.budgets.ended.clone(),
             share,
             held: Credits::ZERO,
@@ -235,6 +247,7 @@ impl BudgetShare {
     /// As [`Identity::share_budget`].
     pub async fn grow(&mut self, amount: Credits, floor: Credits) -> Result<Credits, BudgetRefusal> {
         let share = Share { amount, floor, ..self.share.clone() };
+        let _turn = self.turn.lock().await;
         match self.store.share_budget(share).await {
             Ok(Shared::Held(more)) => {
                 self.held = self.held.saturating_add(more);

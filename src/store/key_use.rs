@@ -23,7 +23,7 @@ pub struct Share {
     pub id: Uuid,
     pub key: String,
     pub amount: Credits,
-    /// Be content with less, down to this.
+    /// Be content with less, down to this; nothing at all where it is zero.
     pub floor: Credits,
     /// The replica.
     pub owner: u64,
@@ -74,6 +74,6 @@ pub trait KeyUse: Send + Sync {
 
 /// How much of what is left a share gets.
 pub(super) fn portion(left: i64, share: &Share) -> Option<i64> {
-    let amount = share.amount.micro().min(left);
-    (amount >= share.floor.micro() && amount > 0).then_some(amount)
+    let amount = share.amount.micro().min(left).max(0);
+    (amount >= share.floor.micro()).then_some(amount)
 }

@@ -6,13 +6,13 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::http::Answer;
+use crate::support::http::{Answer, request};
 use crate::support::{Faregate, Options, Redis, Sim, eventually};
 
 const SOON: Duration = Duration::from_secs(15);
 
 struct Setting {
-    _sim: Sim,
+    sim: Sim,
     faregate: Faregate,
 }
 
@@ -24,7 +24,7 @@ impl Setting {
     fn with(options: Options, toml: &str) -> Setting {
         let sim = Sim::start();
         let faregate = Faregate::start(options.upstream(sim.url()).config(toml));
-        Setting { _sim: sim, faregate }
+        Setting { sim, faregate }
     }
 
     async fn chat(&self, key: &str) -> Answer {
@@ -133,6 +133,56 @@ async fn a_hold_is_spared(setting: &Setting, key: &str) {
     assert_eq!((again.status, again.header("idempotent-replayed")), (StatusCode::OK, "true"));
     setting.post("/api/credits/deduct", key, &json!({"amount": 1})).await;
     assert_eq!(setting.credits("ann").await, ("0".into(), "0".into()));
+}
+
+/// What no user may reach at the upstream's account, and what a key is not for, is refused in every mode: neither is a
+/// matter of payment.
+#[tokio::test]
+async fn what_is_no_matter_of_payment_is_refused_in_every_mode() {
+    for (name, rest) in [("off", ""), ("shadow", ""), ("on", "percent = 0")] {
+        let setting = Setting::start(&mode(name, rest));
+        let key = setting.faregate.user("ann", "3").await;
+        let asked = setting.sim.stats().requests();
+        for path in ["/v1/files", "/v1/files/file-1/content", "/v1/threads/t", "/v1/batches", "/v1/models/%2e%2e/files"]
+        {
+            let answer = setting.faregate.http.get(&setting.faregate.url(path), &key).await;
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{name} {path}: {}", answer.text());
+        }
+        let made = setting.post("/api/keys", &key, &json!({"name": "ci", "models": ["gpt-4o*"]})).await.json();
+        let limited = made["key"].as_str().unwrap();
+        let chat = |model: &str| json!({"model": model, "messages": [{"role": "user", "content": "hello"}]});
+        let twice = r#"{"model":"gpt-4o","model":"o1","messages":[{"role":"user","content":"hello"}]}"#;
+        let completions = setting.faregate.url("/v1/chat/completions");
+        let twice = request(Method::POST, &completions, limited, None).map(|_| twice.as_bytes().to_vec().into());
+        let refused = [
+            setting.post("/v1/chat/completions", limited, &chat("o1")).await,
+            setting.faregate.http.call(twice).await,
+            setting.post("/v1/audio/speech", limited, &chat("gpt-4o")).await,
+        ];
+        for answer in refused {
+            assert!(answer.status.is_client_error(), "{name}: {} {}", answer.status, answer.text());
+        }
+        assert_eq!(setting.sim.stats().requests(), asked, "{name}: nothing of it was forwarded");
+        assert_eq!(setting.post("/v1/chat/completions", limited, &chat("gpt-4o")).await.status, StatusCode::OK);
+    }
+}
+
+/// A key's budget counts in shadow what it pays for, beyond its end too: once payment is enforced it is used up.
+#[tokio::test]
+async fn budgets_of_keys_count_in_shadow() {
+    let setting = Setting::start(&mode("shadow", ""));
+    let key = setting.faregate.user("ann", "3").await;
+    let made = setting.post("/api/keys", &key, &json!({"name": "ci", "budget": 1})).await.json();
+    for _ in 0..3 {
+        assert_eq!(setting.chat(made["key"].as_str().unwrap()).await.status, StatusCode::OK);
+    }
+    let used = || async {
+        let keys = setting.faregate.http.get(&setting.faregate.url("/api/keys"), &key).await.json();
+        let ci = keys["data"].as_array()?.iter().find(|key| key["id"] == made["id"])?.clone();
+        (ci["budget"] == json!({"limit": 1, "used": 3})).then_some(())
+    };
+    eventually(SOON, "what was used shows", used).await;
+    assert_eq!(setting.spared("insufficient_credits", "openai").await, 2.0);
 }
 
 #[tokio::test]

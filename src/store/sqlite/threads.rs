@@ -59,9 +59,26 @@ impl Threads {
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> StoreResult<T> + Send + 'static,
     {
+        self.write_with(false, work).await
+    }
+
+    /// As [`Threads::write`], for what a power cut may take back as long as no later commit was synced.
+    pub(super) async fn write_relaxed<T, F>(&self, work: F) -> StoreResult<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> StoreResult<T> + Send + 'static,
+    {
+        self.write_with(true, work).await
+    }
+
+    async fn write_with<T, F>(&self, wanted: bool, work: F) -> StoreResult<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> StoreResult<T> + Send + 'static,
+    {
         let relaxed = self.relaxed.clone();
         call(&self.writer, move |connection| {
-            set_relaxed(connection, &relaxed, false)?;
+            set_relaxed(connection, &relaxed, wanted)?;
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
             let answer = work(&transaction)?;
             transaction.commit().map_err(failed)?;
