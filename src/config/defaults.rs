@@ -306,6 +306,7 @@ impl Default for Server {
             header_timeout_ms: 10_000,
             body_idle_timeout_ms: 30_000,
             body_timeout_ms: 300_000,
+            body_memory_bytes: 512 * MIB,
             keep_alive_ms: 75_000,
             http2_max_streams: 250,
             drain_timeout_ms: 30_000,

@@ -498,11 +498,14 @@ pub struct Server {
     pub body_idle_timeout_ms: u64,
     /// A whole request's body.
     pub body_timeout_ms: u64,
+    /// What the request bodies of a replica that are kept whole may take together, in bytes; beyond it they wait, and
+    /// are then refused. Those up to 16 KB are not counted.
+    pub body_memory_bytes: usize,
     pub keep_alive_ms: u64,
     pub http2_max_streams: u32,
     /// After SIGTERM: how long what is in flight may go on.
     pub drain_timeout_ms: u64,
-    /// How long one write to a client may stall.
+    /// How long one write to a client may stall; over HTTP/2, how long one stream may leave what it was given.
     pub write_timeout_ms: u64,
     /// Proxies in front of us, one behind the other: so many entries of X-Forwarded-For are believed, from the right.
     pub trusted_proxies: u32,

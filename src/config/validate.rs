@@ -354,6 +354,9 @@ fn limits(config: &Config, found: &mut Findings) {
     found.time("server.header_timeout_ms", server.header_timeout_ms);
     found.time("server.body_idle_timeout_ms", server.body_idle_timeout_ms);
     found.time("server.body_timeout_ms", server.body_timeout_ms);
+    let largest = config.routes.values().map(|route| route.max_body_bytes).max().unwrap_or(0);
+    let fits = server.body_memory_bytes >= largest;
+    found.check(fits, "server.body_memory_bytes", "must not be below the largest `max_body_bytes` of a route");
     found.time("server.keep_alive_ms", server.keep_alive_ms);
     found.time("server.write_timeout_ms", server.write_timeout_ms);
     found.time("server.drain_timeout_ms", server.drain_timeout_ms);

@@ -12,6 +12,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
+use super::memory::{BodyMemory, Kept};
+
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What became of a client's body while it was read.
@@ -23,6 +25,8 @@ pub(super) enum BodyFault {
     Timeout,
     #[error("the request body broke off")]
     Broken,
+    #[error("no memory was left for the request body")]
+    NoRoom,
 }
 
 /// The bounds of one request's body.
@@ -80,14 +84,19 @@ impl Bounded {
     }
 
     /// Reads it to the end. Trailers are dropped, as RFC 9110 §6.5.2 lets whoever does not know them.
-    pub(super) async fn collect(mut self) -> Result<Bytes, BodyFault> {
+    pub(super) async fn collect(mut self, memory: &BodyMemory) -> Result<Kept, BodyFault> {
         let mut first = Bytes::new();
         let mut rest: Option<BytesMut> = None;
-        let expected = self.body.size_hint().exact().unwrap_or(0).min(self.left as u64) as usize;
+        let mut share = memory.share();
+        let (exact, most) = (self.body.size_hint().exact(), self.left);
+        let expected = exact.unwrap_or(0).min(most as u64) as usize;
+        let most = if exact.is_some() { expected } else { most };
         loop {
             let frame = std::future::poll_fn(|context| self.poll_bounded(context)).await;
             let Some(frame) = frame else { break };
             let Ok(data) = frame?.into_data() else { continue };
+            let so_far = rest.as_ref().map_or(first.len(), BytesMut::len);
+            share.cover(so_far + data.len(), most).await?;
             match &mut rest {
                 Some(rest) => rest.extend_from_slice(&data),
                 None if first.is_empty() => first = data,
@@ -99,7 +108,7 @@ impl Bounded {
                 }
             }
         }
-        Ok(rest.map_or(first, BytesMut::freeze))
+        Ok(share.keep(rest.map_or(first, BytesMut::freeze)))
     }
 
     fn poll_bounded(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::connect;
 use super::id::Ids;
+use super::memory::BodyMemory;
 use super::outcome::Outcome;
 use super::route::{Network, Route, Routes};
 use super::shed::Shed;
@@ -46,6 +47,7 @@ pub(super) struct Shared {
     pub(super) network: Network,
     pub(super) tls: Option<TlsAcceptor>,
     pub(super) connections: Arc<Semaphore>,
+    pub(super) bodies: BodyMemory,
 }
 
 impl Shared {
@@ -58,6 +60,7 @@ impl Shared {
             proxies: Proxies::new(&config.server),
             origins: Some(Origins::new(&config.cors)).filter(|origins| !origins.is_empty()),
             connections: Arc::new(Semaphore::new(config.server.max_connections.clamp(1, Semaphore::MAX_PERMITS))),
+            bodies: BodyMemory::new(config.server.body_memory_bytes),
             config,
             current,
             identity,

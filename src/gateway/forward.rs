@@ -3,7 +3,6 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode};
@@ -11,6 +10,7 @@ use http::{Method, StatusCode};
 use super::body::{Bounded, ForwardBody, Progress};
 use super::common::Peer;
 use super::headers::{ConnectionOptions, Forwarding};
+use super::memory::Kept;
 use super::pool::Answered;
 use super::refusal::Refusal;
 use super::route::Route;
@@ -40,7 +40,7 @@ pub(super) struct Job {
 #[derive(Debug)]
 pub(super) enum Payload {
     Empty,
-    Whole(Bytes),
+    Whole(Kept),
     /// Passes through unread, once.
     Stream(Option<Box<Bounded>>),
 }
@@ -56,8 +56,8 @@ impl Payload {
     fn send(&mut self) -> ForwardBody {
         match self {
             Payload::Empty => ForwardBody::Empty,
-            Payload::Whole(bytes) if bytes.is_empty() => ForwardBody::Empty,
-            Payload::Whole(bytes) => ForwardBody::Full(Some(bytes.clone())),
+            Payload::Whole(kept) if kept.bytes.is_empty() => ForwardBody::Empty,
+            Payload::Whole(kept) => ForwardBody::Full(Some(kept.bytes.clone())),
             Payload::Stream(body) => body.take().map_or(ForwardBody::Empty, ForwardBody::Streamed),
         }
     }

@@ -189,6 +189,16 @@ impl Refusal {
                 "request_timeout",
                 "the request body did not come in time",
             ),
+            Refusal::Body(BodyFault::NoRoom) => View {
+                openai: ("server_error", "server_busy"),
+                retry: SOON,
+                ..bad(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    Outcome::Shed,
+                    "server_busy",
+                    "too many large requests at once; this one can be sent again",
+                )
+            },
             Refusal::Body(BodyFault::Broken) => bad_request("invalid_body", "the request body broke off"),
             Refusal::Ledger { refusal, asked } => ledger(*refusal, *asked),
             Refusal::Upstream(Fault::ConnectTimeout | Fault::FirstByteTimeout) => upstream(

@@ -26,7 +26,9 @@ use super::delivery::{self, Reading, Waiting};
 use super::fare::{self, Errand, Fare, Ticket};
 use super::forward::{Job, Payload};
 use super::headers::{self, ConnectionOptions};
+use super::http2::Streams;
 use super::id;
+use super::memory::{BodyMemory, Kept};
 use super::meter::{self, Inspection};
 use super::outgoing::Outgoing;
 use super::pool::Answered;
@@ -48,6 +50,8 @@ const KEPT_BODY_BYTES: u64 = 64 * 1024;
 /// An answer's body; while it lives its connection is busy.
 pub(super) struct Seated {
     body: Outgoing,
+    /// Of an HTTP/2 connection.
+    streams: Option<Streams>,
     _busy: InFlight,
 }
 
@@ -59,7 +63,13 @@ impl Body for Seated {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        match (&self.streams, &polled) {
+            (Some(streams), Poll::Ready(Some(Ok(_)))) => streams.gave(),
+            (Some(streams), _) => streams.asked(),
+            (None, _) => {}
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -90,6 +100,7 @@ pub(super) async fn answer(
     worker: Rc<Worker>,
     peer: Peer,
     activity: Arc<Activity>,
+    streams: Option<Streams>,
     request: Request<Incoming>,
 ) -> Result<Response<Seated>, std::convert::Infallible> {
     let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
@@ -128,7 +139,7 @@ pub(super) async fn answer(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         activity.becomes_tunnel();
     }
-    Ok(response.map(|body| Seated { body, _busy: busy }))
+    Ok(response.map(|body| Seated { body, streams, _busy: busy }))
 }
 
 /// The control plane answers under its own prefix.
@@ -348,14 +359,14 @@ async fn ride(passage: &mut Passage, mut request: Request<Incoming>) -> Result<R
     };
     let early = early.map(|(ticket, price)| passage.fare(&route, &who, ticket, price, &head));
     let (payload, inspection) = if read {
-        let bytes = read_body(body, &route).await?;
-        let inspected = Inspection::read(endpoint, &bytes, &worker.shared.config.metering);
+        let kept = read_body(body, &route, &worker.shared.bodies).await?;
+        let inspected = Inspection::read(endpoint, &kept.bytes, &worker.shared.config.metering);
         let inspection = boarding.spared(inspected.map_err(Refusal::from))?;
         boarding.allowed(inspection.as_ref())?;
         read = inspection.is_some();
-        (Payload::Whole(bytes), inspection)
+        (Payload::Whole(kept), inspection)
     } else {
-        (unread_body(body, &route).await?, None)
+        (unread_body(body, &route, &worker.shared.bodies).await?, None)
     };
     let (mut fare, clamped) = match (early, &inspection) {
         (Some(fare), _) => (fare, None),
@@ -418,26 +429,26 @@ fn edited(payload: Payload, inspection: Option<&Inspection>, clamped: Option<u64
     let Some(inspection) = inspection else { return payload };
     fare.describe(inspection.model.clone(), inspection.stream);
     match payload {
-        Payload::Whole(bytes) => Payload::Whole(inspection.forward_body(bytes, clamped)),
+        Payload::Whole(kept) => Payload::Whole(kept.map(|bytes| inspection.forward_body(bytes, clamped))),
         other => other,
     }
 }
 
-async fn read_body(body: Incoming, route: &Route) -> Result<Bytes, Refusal> {
+async fn read_body(body: Incoming, route: &Route, memory: &BodyMemory) -> Result<Kept, Refusal> {
     if body.is_end_stream() {
-        return Ok(Bytes::new());
+        return Ok(Kept::default());
     }
-    Ok(Bounded::new(body, route.body).collect().await?)
+    Ok(Bounded::new(body, route.body).collect(memory).await?)
 }
 
 /// A body whose content does not matter here: kept where it is small, otherwise passed through.
-async fn unread_body(body: Incoming, route: &Route) -> Result<Payload, Refusal> {
+async fn unread_body(body: Incoming, route: &Route, memory: &BodyMemory) -> Result<Payload, Refusal> {
     if body.is_end_stream() {
         return Ok(Payload::Empty);
     }
     let small = body.size_hint().exact().is_some_and(|length| length <= KEPT_BODY_BYTES);
     let body = Bounded::new(body, route.body);
-    Ok(if small { Payload::Whole(body.collect().await?) } else { Payload::Stream(Some(Box::new(body))) })
+    Ok(if small { Payload::Whole(body.collect(memory).await?) } else { Payload::Stream(Some(Box::new(body))) })
 }
 
 /// An upstream's 401 or 403 to a request that carried our key.

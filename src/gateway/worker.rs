@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use super::client_io::{Activity, ClientIo, Clocks, Place};
 use super::common::{Counters, Peer, Shared, Worker};
 use super::http1::Scratch;
+use super::http2::{Executor, Streams};
 use super::id::Ids;
 use super::request;
 use super::route::Routes;
@@ -282,7 +283,7 @@ impl Seat {
         }
         let worker = Rc::clone(&self.worker);
         let service = service_fn(move |request: Request<Incoming>| {
-            request::answer(Rc::clone(&worker), peer, Arc::clone(&activity), request)
+            request::answer(Rc::clone(&worker), peer, Arc::clone(&activity), None, request)
         });
         let connection = builder.serve_connection(io, service).with_upgrades();
         self.drive(connection, |connection| connection.graceful_shutdown()).await;
@@ -292,7 +293,10 @@ impl Seat {
         let settings = &self.worker.shared.config.server;
         let activity = Activity::new();
         let io = ClientIo::new(stream, Arc::clone(&activity), Clocks::new(settings), Arc::clone(&self.place));
-        let mut builder = http2::Builder::new(self.connections.clone());
+        let streams = Streams::default();
+        let limit = Duration::from_millis(settings.write_timeout_ms);
+        let tasks = self.connections.clone();
+        let mut builder = http2::Builder::new(Executor { tasks, streams: streams.clone(), limit });
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(settings.http2_max_streams)
@@ -300,7 +304,7 @@ impl Seat {
             .keep_alive_interval(PING_INTERVAL);
         let worker = Rc::clone(&self.worker);
         let service = service_fn(move |request: Request<Incoming>| {
-            request::answer(Rc::clone(&worker), peer, Arc::clone(&activity), request)
+            request::answer(Rc::clone(&worker), peer, Arc::clone(&activity), Some(streams.clone()), request)
         });
         self.drive(builder.serve_connection(io, service), |connection| connection.graceful_shutdown()).await;
     }

@@ -3,6 +3,7 @@
 mod mishaps;
 mod protocol;
 mod rig;
+mod slow;
 mod tls;
 
 use std::time::Duration;
