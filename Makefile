@@ -55,7 +55,7 @@ bench-setup: ## What `make bench` needs from Debian
 bench: ## Faregate against nginx on this machine, in one run: throughput, latency, CPU a request
 	benches/compare.sh
 
-bench-footprint: ## Start time, idle memory, memory of 5,000 open streams
+bench-footprint: ## Start time, idle memory; 1,000 and 5,000 streams: memory of each, time that the gateway adds
 	benches/footprint.sh
 
 bench-micro: ## The hot path's parts, alone: time, and instructions where valgrind is at hand

@@ -105,6 +105,11 @@ impl Activity {
         (InFlight(Arc::clone(self)), ambiguous)
     }
 
+    /// The answer may take long: what is only kept to be used again goes.
+    pub(super) fn spare(&self) {
+        self.head.lock().bytes = Vec::new();
+    }
+
     /// The connection is a tunnel from here on: what it carries is not ours to time or to keep.
     pub(super) fn becomes_tunnel(&self) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,7 @@
 //! One request's life, from its first byte to its last. [`ride`] decides; everything else computes.
 
+use std::convert::Infallible;
+use std::future::Future;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -95,14 +97,27 @@ struct Passage {
     anthropic: bool,
 }
 
-/// Answers a request, whatever happens.
-pub(super) async fn answer(
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Seated>, Infallible>>>>;
+
+/// Answers a request, whatever happens. Boxed: hyper keeps the room for it for as long as the connection lasts, and a
+/// stream may last for hours.
+pub(super) fn answer(
     worker: Rc<Worker>,
     peer: Peer,
     activity: Arc<Activity>,
     streams: Option<Streams>,
     request: Request<Incoming>,
-) -> Result<Response<Seated>, std::convert::Infallible> {
+) -> Answering {
+    Box::pin(answered(worker, peer, activity, streams, request))
+}
+
+async fn answered(
+    worker: Rc<Worker>,
+    peer: Peer,
+    activity: Arc<Activity>,
+    streams: Option<Streams>,
+    request: Request<Incoming>,
+) -> Result<Response<Seated>, Infallible> {
     let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
     let (busy, ambiguous) = activity.begin(request.version() == Version::HTTP_2, chunked);
     let (id, created_at_ms) = worker.ids.next();
@@ -124,7 +139,7 @@ pub(super) async fn answer(
     // The API has its own layer for this.
     let asked = origins.filter(|_| !ours).map(|origins| origins.asked(request.method(), request.headers()));
     let mut response = if ours {
-        // Boxed, as below: a stream may last for hours, and what led to it need not stay in memory with it.
+        // Boxed, as below, so that neither carries the other's weight.
         Box::pin(control(&passage, request)).await
     } else if asked.as_ref().is_some_and(|asked| asked.preflight) {
         passage.preflight(&request)
@@ -138,6 +153,9 @@ pub(super) async fn answer(
     }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         activity.becomes_tunnel();
+    }
+    if let Outgoing::Metered(_) = response.body() {
+        activity.spare();
     }
     Ok(response.map(|body| Seated { body, streams, _busy: busy }))
 }

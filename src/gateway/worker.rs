@@ -19,7 +19,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -103,11 +103,13 @@ async fn serve(shared: &Arc<Shared>, listener: TcpListener, stop: &CancellationT
         ledger,
     });
     let connections = LocalTasks::default();
+    let farewell = Rc::new(Farewell::default());
     tokio::select! {
-        () = accept(&worker, &listener, &connections, stop) => {}
+        () = accept(&worker, &listener, &connections, &farewell, stop) => {}
         () = prune(&worker) => {}
         () = follow(&worker) => {}
     }
+    farewell.say();
     drop(listener);
     drain(&worker, &connections).await;
     for upstream in worker.upstreams() {
@@ -169,6 +171,7 @@ async fn accept(
     worker: &Rc<Worker>,
     listener: &tokio::net::TcpListener,
     connections: &LocalTasks,
+    farewell: &Rc<Farewell>,
     stop: &CancellationToken,
 ) {
     loop {
@@ -192,8 +195,23 @@ async fn accept(
             permit = Arc::clone(&worker.shared.connections).acquire_owned() => permit,
         };
         let Ok(permit) = permit else { return };
-        let seat = Seat::new(worker, connections, stop, permit);
+        let seat = Seat::new(worker, connections, farewell, stop, permit);
         connections.spawn(seat.connection(stream, address));
+    }
+}
+
+/// That the worker takes no new requests. Connections look at this each time they are polled, which the stop's own token
+/// is too dear for.
+#[derive(Debug, Default)]
+struct Farewell {
+    said: Cell<bool>,
+    heard: Notify,
+}
+
+impl Farewell {
+    fn say(&self) {
+        self.said.set(true);
+        self.heard.notify_waiters();
     }
 }
 
@@ -201,6 +219,7 @@ async fn accept(
 struct Seat {
     worker: Rc<Worker>,
     connections: LocalTasks,
+    farewell: Rc<Farewell>,
     stop: CancellationToken,
     place: Arc<Place>,
 }
@@ -209,11 +228,13 @@ impl Seat {
     fn new(
         worker: &Rc<Worker>,
         connections: &LocalTasks,
+        farewell: &Rc<Farewell>,
         stop: &CancellationToken,
         permit: OwnedSemaphorePermit,
     ) -> Seat {
         let place = Place::new(&worker.shared.metrics.client_connections, permit);
-        Seat { worker: Rc::clone(worker), connections: connections.clone(), stop: stop.clone(), place }
+        let (worker, farewell) = (Rc::clone(worker), Rc::clone(farewell));
+        Seat { worker, connections: connections.clone(), farewell, stop: stop.clone(), place }
     }
 
     async fn connection(self, stream: TcpStream, address: SocketAddr) {
@@ -285,7 +306,8 @@ impl Seat {
         let service = service_fn(move |request: Request<Incoming>| {
             request::answer(Rc::clone(&worker), peer, Arc::clone(&activity), None, request)
         });
-        let connection = builder.serve_connection(io, service).with_upgrades();
+        // Pinned here: a future that is handed on by value is kept at each station.
+        let connection = std::pin::pin!(builder.serve_connection(io, service).with_upgrades());
         self.drive(connection, |connection| connection.graceful_shutdown()).await;
     }
 
@@ -306,22 +328,27 @@ impl Seat {
         let service = service_fn(move |request: Request<Incoming>| {
             request::answer(Rc::clone(&worker), peer, Arc::clone(&activity), Some(streams.clone()), request)
         });
-        self.drive(builder.serve_connection(io, service), |connection| connection.graceful_shutdown()).await;
+        let connection = std::pin::pin!(builder.serve_connection(io, service));
+        self.drive(connection, |connection| connection.graceful_shutdown()).await;
     }
 
     /// Until the connection ends; from the stop on it takes no new requests.
-    async fn drive<C>(&self, connection: C, wind_down: impl Fn(Pin<&mut C>))
+    async fn drive<C>(&self, mut connection: Pin<&mut C>, wind_down: impl Fn(Pin<&mut C>))
     where
         C: Future<Output = hyper::Result<()>>,
     {
-        let mut connection = std::pin::pin!(connection);
-        let mut stopped = std::pin::pin!(self.stop.cancelled());
-        let mut stopping = false;
+        let mut heard = std::pin::pin!(self.farewell.heard.notified());
+        let (mut listening, mut stopping) = (false, false);
         let driven = std::future::poll_fn(|context| {
             if let Poll::Ready(result) = connection.as_mut().poll(context) {
                 return Poll::Ready(result);
             }
-            if !stopping && stopped.as_mut().poll(context).is_ready() {
+            // Once is enough: it is the same task that is woken.
+            if !listening {
+                listening = true;
+                let _ = heard.as_mut().poll(context);
+            }
+            if !stopping && self.farewell.said.get() {
                 stopping = true;
                 wind_down(connection.as_mut());
                 return connection.as_mut().poll(context);
