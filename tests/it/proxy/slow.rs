@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use bytes::Bytes;
+use faregate::config::Config;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -15,9 +16,13 @@ use crate::support::{Sim, eventually};
 
 const WRITE_TIMEOUT_MS: u64 = 300;
 
-async fn impatient(sim: &Sim) -> (Rig, String) {
+fn stream(model: &str) -> Value {
+    json!({"model": model, "stream": true, "messages": [{"role": "user", "content": "hello"}]})
+}
+
+async fn impatient(sim: &Sim, price: impl FnOnce(&mut Config)) -> (Rig, String) {
     let mut config = settings(&sim.url());
-    by_token(&mut config);
+    price(&mut config);
     config.server.write_timeout_ms = WRITE_TIMEOUT_MS;
     let rig = Rig::start(config).await;
     let key = rig.user("ann", "1000").await;
@@ -38,9 +43,9 @@ async fn let_go(rig: &Rig, sim: &Sim) {
 #[tokio::test]
 async fn a_client_that_reads_nothing_is_cut_off() {
     let sim = Sim::start();
-    let (rig, key) = impatient(&sim).await;
+    let (rig, key) = impatient(&sim, |_| {}).await;
     // More than any socket buffers.
-    let body = json!({"model": "gpt@tokens=1000000,chunk-tokens=1000", "stream": true, "messages": []}).to_string();
+    let body = stream("gpt@tokens=1000000,chunk-tokens=1000").to_string();
     let head = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {}\r\n\r\n",
         body.len()
@@ -75,21 +80,21 @@ fn ask(rig: &Rig, key: &str, body: &Value) -> Request<Full<Bytes>> {
 #[tokio::test]
 async fn a_stream_without_a_window_is_reset_and_the_others_go_on() {
     let sim = Sim::start();
-    let (rig, key) = impatient(&sim).await;
+    let (rig, key) = impatient(&sim, by_token).await;
     let mut sender = http2(&rig, 64).await;
-    let stuck = json!({"model": "gpt@tokens=1000,chunk-ms=10", "stream": true, "messages": []});
+    let stuck = stream("gpt@tokens=1000,chunk-ms=10");
     let answer = sender.send_request(ask(&rig, &key, &stuck)).await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
     // Nobody reads it.
     let_go(&rig, &sim).await;
     assert!(answer.into_body().collect().await.is_err(), "a stream that was reset must not look whole");
     // One that is read, slower than the timeout in all, comes to its end on the same connection.
-    let slow = json!({"model": "gpt@tokens=30,chunk-ms=20", "stream": true, "messages": []});
+    let slow = stream("gpt@tokens=30,chunk-ms=20");
     let answer = sender.send_request(ask(&rig, &key, &slow)).await.unwrap();
     let text = answer.into_body().collect().await.unwrap().to_bytes();
     assert!(String::from_utf8_lossy(&text).contains("[DONE]"));
     // And one whose upstream is slower than that is not the client's fault.
-    let late = json!({"model": "gpt@tokens=3,chunk-ms=700", "stream": true, "messages": []});
+    let late = stream("gpt@tokens=3,chunk-ms=700");
     let answer = sender.send_request(ask(&rig, &key, &late)).await.unwrap();
     assert!(String::from_utf8_lossy(&answer.into_body().collect().await.unwrap().to_bytes()).contains("[DONE]"));
     assert_eq!(rig.requests("openai", "ok"), 2);
