@@ -232,6 +232,27 @@ pub(super) fn strip_answer(headers: &mut HeaderMap, kind: RouteKind, bodiless: b
     for name in doomed {
         headers.remove(name);
     }
+    if http && headers.contains_key(header::SET_COOKIE) {
+        keep_our_cookies(headers);
+    }
+}
+
+/// An upstream on our host signs nobody in or out on our pages.
+fn keep_our_cookies(headers: &mut HeaderMap) {
+    let ours = |value: &HeaderValue| {
+        let pair = value.as_bytes().trim_ascii_start();
+        // RFC 6265 5.2: whitespace around the name is not of the name.
+        let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+        OUR_COOKIES.iter().any(|cookie| cookie.strip_suffix(b"=") == Some(name))
+    };
+    if headers.get_all(header::SET_COOKIE).iter().any(ours) {
+        let kept: SmallVec<[HeaderValue; 4]> =
+            headers.get_all(header::SET_COOKIE).iter().filter(|value| !ours(value)).cloned().collect();
+        headers.remove(header::SET_COOKIE);
+        for value in kept {
+            headers.append(header::SET_COOKIE, value);
+        }
+    }
 }
 
 /// What the gateway says about a request in its answer.
@@ -405,6 +426,19 @@ mod tests {
         assert_eq!(rest, "a=1; b=2; fg_sessions=4");
         assert_eq!(sent("fg_session=s3"), None);
         assert_eq!(sent("a=fg_session=1").unwrap(), "a=fg_session=1");
+    }
+
+    #[test]
+    fn an_upstream_does_not_sign_in_on_our_pages() {
+        let mut answer = HeaderMap::new();
+        for cookie in
+            ["a=1; Path=/", "__Host-fg_session=planted; Secure", " fg_console =planted", "fg_session", "b=fg_session=1"]
+        {
+            answer.append("set-cookie", cookie.parse().unwrap());
+        }
+        strip_answer(&mut answer, RouteKind::Http, false);
+        let kept: Vec<_> = answer.get_all("set-cookie").iter().collect();
+        assert_eq!(kept, ["a=1; Path=/", "b=fg_session=1"]);
     }
 
     #[test]

@@ -47,9 +47,17 @@ export async function sessions({ browser, server, admin, step }) {
   await asked.goto(byToken(accessToken));
   await asked.getByRole("button", { name: "Switch to the other account" }).click();
   await asked.getByText("zoe@example.com").waitFor();
-  // A link that does not open leaves whoever is signed in.
+  // A link that does not open leaves whoever is signed in; put into an open page's address, too.
   await asked.goto("about:blank");
   await asked.goto(`${server.gate}/billing#link=used`);
+  await asked.getByText("zoe@example.com").waitFor();
+  await asked.evaluate((hash) => (window.location.hash = hash), new URL(await link("ann")).hash);
+  await asked.getByRole("button", { name: "Switch to the other account" }).click();
+  await asked.getByText("ann@example.com").waitFor();
+  assert.equal(new URL(asked.url()).hash, "", "a link's secret leaves the address");
+  await asked.goto("about:blank");
+  await asked.goto(byToken(accessToken));
+  await asked.getByRole("button", { name: "Switch to the other account" }).click();
   await asked.getByText("zoe@example.com").waitFor();
   await asked.context().close();
 

@@ -29,8 +29,14 @@ async fn begin(tx: &Transaction<'_>, session: &Session) -> StoreResult<()> {
     execute(tx, "DELETE FROM page_sessions WHERE expires_at <= $1", &[&time(common::now())]).await?;
     let insert = "INSERT INTO page_sessions (hash, user_id, expires_at) VALUES ($1, $2, $3)";
     execute(tx, insert, &[&hash, &user, &time(session.expires_at)]).await?;
+    // Two statements: an index is not asked for what IS NOT DISTINCT FROM a parameter.
+    let Some(user) = user else {
+        let surplus = "DELETE FROM page_sessions WHERE hash IN (SELECT hash FROM page_sessions
+            WHERE user_id IS NULL ORDER BY expires_at DESC, hash = $1 DESC OFFSET $2)";
+        return execute(tx, surplus, &[&hash, &MAX_SESSIONS]).await.map(drop);
+    };
     let surplus = "DELETE FROM page_sessions WHERE hash IN (SELECT hash FROM page_sessions
-        WHERE user_id IS NOT DISTINCT FROM $1 ORDER BY expires_at DESC, hash = $2 DESC OFFSET $3)";
+        WHERE user_id = $1 ORDER BY expires_at DESC, hash = $2 DESC OFFSET $3)";
     execute(tx, surplus, &[&user, &hash, &MAX_SESSIONS]).await.map(drop)
 }
 

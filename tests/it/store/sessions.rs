@@ -67,6 +67,14 @@ async fn sessions_are_bounded(under: Under) {
     assert_eq!(under.number("SELECT count(*) FROM page_sessions"), MAX_SESSIONS);
     assert_eq!(store.session([0; 32]).await.unwrap(), None);
     assert!(store.session([most; 32]).await.unwrap().is_some());
+    // Operators have theirs apart from users'.
+    for number in 0..=most {
+        let expires_at = now() + HOUR_US + Micros::from(number);
+        store.begin_session(Session { hash: [100 + number; 32], user: None, expires_at }).await.unwrap();
+    }
+    assert_eq!(under.number("SELECT count(*) FROM page_sessions"), 2 * MAX_SESSIONS);
+    assert_eq!(store.session([100; 32]).await.unwrap(), None);
+    assert!(store.session([100 + most; 32]).await.unwrap().is_some());
 }
 
 async fn users_are_found_by_how_they_begin(under: Under) {

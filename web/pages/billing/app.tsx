@@ -15,7 +15,7 @@ import { Tabs, useTab, useTitle } from "../shared/tabs.js";
 import { Feedback } from "./feedback.js";
 import { Keys } from "./keys.js";
 import { NotificationList } from "./notifications.js";
-import { again, begin, current, end, OWN_CALL, SignInError, SOMEBODY_ELSE, switchUser, type Session, type User } from "./session.js";
+import { again, begin, bringsSignIn, current, end, OWN_CALL, SignInError, SOMEBODY_ELSE, switchUser, type Session, type User } from "./session.js";
 import { pageTexts, type PageTexts } from "./texts.js";
 
 type Door = "opening" | "out" | "expired" | "used" | "refused" | "other" | "failed";
@@ -36,7 +36,18 @@ export function App({ locale }: { locale: string }) {
         else setDoor(error.by === "link" ? "used" : "refused");
       },
     );
-  useEffect(() => void enter(begin()), []);
+  useEffect(() => {
+    void enter(begin());
+    // Another link, put into the address of a page that is open.
+    const brought = () => {
+      if (!bringsSignIn()) return;
+      setSession(undefined);
+      setDoor("opening");
+      void enter(again());
+    };
+    window.addEventListener("hashchange", brought);
+    return () => window.removeEventListener("hashchange", brought);
+  }, []);
   const expires = session?.expires_at ?? null;
   useEffect(() => {
     if (expires === null) return;
@@ -65,7 +76,7 @@ export function App({ locale }: { locale: string }) {
     setDoor("expired");
   };
   return (
-    <FaregateProvider baseUrl={facts().api} headers={OWN_CALL} locale={locale} onUnauthorized={lost}>
+    <FaregateProvider baseUrl={facts().api} headers={OWN_CALL} locale={locale} user={user?.id} onUnauthorized={lost}>
       {user === null ? (
         <DoorCard
           door={door}

@@ -1,5 +1,5 @@
 import { formatDate, useFaregate, type FaregateClient } from "@faregate/react";
-import { useState } from "react";
+import { useRef, useState } from "react";
 import { Answer, Badge, Failure, Section } from "../../react/src/components/parts.js";
 import { focusOnce } from "../../react/src/components/PlanSelector.js";
 import { useAction, useResource } from "../../react/src/hooks/resources.js";
@@ -75,10 +75,18 @@ function Create({ client, texts, onMade }: { client: FaregateClient; texts: Page
   const [name, setName] = useState("");
   const [days, setDays] = useState(0);
   const action = useAction();
+  // Sent again, after an answer that never came, it makes no second key.
+  const sent = useRef<{ form: string; id: string; body: Record<string, unknown> } | undefined>(undefined);
   const submit = () =>
     action.run(async () => {
-      const expires_at = days > 0 ? new Date(Date.now() + days * 86_400_000).toISOString() : undefined;
-      onMade(await client.post<NewKey>("/keys", expires_at === undefined ? { name } : { name, expires_at }));
+      const form = JSON.stringify([name, days]);
+      if (sent.current?.form !== form) {
+        const expires_at = days > 0 ? new Date(Date.now() + days * 86_400_000).toISOString() : undefined;
+        const body = expires_at === undefined ? { name } : { name, expires_at };
+        sent.current = { form, id: crypto.getRandomValues(new Uint32Array(4)).join("-"), body };
+      }
+      onMade(await client.post<NewKey>("/keys", sent.current.body, sent.current.id));
+      sent.current = undefined;
       setName("");
     });
   return (

@@ -44,10 +44,16 @@ async function call(
   return response.status === 204 ? { user: null, expires_at: null } : ((await response.json()) as Session);
 }
 
+/** Whether the address has a link or a token. */
+export function bringsSignIn(): boolean {
+  const found = new URLSearchParams(window.location.hash.slice(1));
+  return found.has("link") || found.has("token");
+}
+
 /** What the address brought along: `#link=…` opens once, `#token=…` is the product's own. It leaves the address at once. */
 function brought(): URLSearchParams {
   const found = new URLSearchParams(window.location.hash.slice(1));
-  if (!found.has("link") && !found.has("token")) return new URLSearchParams();
+  if (!bringsSignIn()) return new URLSearchParams();
   const rest = new URL(window.location.href);
   rest.hash = "";
   window.history.replaceState(null, "", rest);

@@ -6,6 +6,8 @@ import { FaregateStore } from "./store.js";
 import { textsFor, type Texts } from "./texts.js";
 
 export interface FaregateProviderProps extends ClientOptions {
+  /** Who is signed in, by any name that changes with the user: what was shown of one is never shown to the next. */
+  user?: string | undefined;
   /** How money, numbers and dates are written, and which texts are shown: `en-GB`, `nl-NL`. */
   locale?: string | undefined;
   /** Texts to be shown instead of the built-in ones. */
@@ -29,7 +31,7 @@ const Context = createContext<Faregate | null>(null);
 
 /** What all components below share. Renders nothing of its own but a `div` that carries the theme. */
 export function FaregateProvider(props: FaregateProviderProps) {
-  const { baseUrl, tokenHeader, locale = "en", texts, currency, theme = "system", children } = props;
+  const { baseUrl, tokenHeader, user, locale = "en", texts, currency, theme = "system", children } = props;
   // Functions and objects written in place are new at each render; what is called is the latest.
   const latest = useRef(props);
   useEffect(() => {
@@ -46,8 +48,11 @@ export function FaregateProvider(props: FaregateProviderProps) {
         fetch: props.fetch,
       }),
     );
-  const [kept, keep] = useState(() => ({ baseUrl, tokenHeader, store: make() }));
-  if (kept.baseUrl !== baseUrl || kept.tokenHeader !== tokenHeader) keep({ baseUrl, tokenHeader, store: make() });
+  const [kept, keep] = useState(() => ({ baseUrl, tokenHeader, user, store: make() }));
+  // The old one's event stream ends with the last component that showed it.
+  if (kept.baseUrl !== baseUrl || kept.tokenHeader !== tokenHeader || kept.user !== user) {
+    keep({ baseUrl, tokenHeader, user, store: make() });
+  }
   const { store } = kept;
   useEffect(() => {
     const online = () => store.refresh();

@@ -1,10 +1,11 @@
-import { act, fireEvent, screen, waitFor, within } from "@testing-library/react";
+import { act, fireEvent, render, screen, waitFor, within } from "@testing-library/react";
 import { describe, expect, it, vi } from "vitest";
 import {
   BillingHistory,
   CheckoutResult,
   CreditsDisplay,
   CreditsWarning,
+  FaregateProvider,
   PlanSelector,
   StripeCheckout,
   SubscriptionStatus,
@@ -557,6 +558,27 @@ function Bell() {
     </>
   );
 }
+
+describe("FaregateProvider", () => {
+  it("shows nothing of one user's to the next", async () => {
+    const gate = gateway();
+    const as = (user: string) => (
+      <FaregateProvider baseUrl="/api" fetch={gate.fetch as typeof fetch} user={user} locale="en-US">
+        <CreditsDisplay />
+      </FaregateProvider>
+    );
+    const shown = render(as("ann"));
+    await screen.findByText("40 credits available");
+    await waitFor(() => expect(gate.streams).toBe(1));
+    gate.on("GET /credits/check", { status: 503, body: {} });
+    shown.rerender(as("bob"));
+    expect((await screen.findByRole("alert")).textContent).toContain("does not answer");
+    expect(screen.queryByText(/40/)).toBeNull();
+    // The stream that was opened as ann has ended, and one was opened as bob.
+    await waitFor(() => expect(gate.made("GET", "/events").length).toBe(2));
+    expect(gate.aborted).toBe(1);
+  });
+});
 
 describe("useNotifications", () => {
   it("counts what is unread, takes what comes, and marks it read", async () => {

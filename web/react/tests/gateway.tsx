@@ -12,6 +12,8 @@ type Handler = Reply | ((request: { path: string; body: unknown; headers: Header
 
 export class Gateway {
   readonly calls: { method: string; path: string; body: unknown; headers: Headers }[] = [];
+  /** Streams that the page ended. */
+  aborted = 0;
   #streams: ReadableStreamDefaultController<Uint8Array>[] = [];
   #routes = new Map<string, Handler>();
 
@@ -43,6 +45,7 @@ export class Gateway {
       start: (controller) => {
         this.#streams.push(controller);
         signal?.addEventListener("abort", () => {
+          this.aborted += 1;
           try {
             controller.error(new Error("aborted"));
           } catch {
