@@ -1,5 +1,13 @@
 // The server test has no document.
-import { afterEach, vi } from "vitest";
+import { afterEach, beforeAll, vi } from "vitest";
+
+/** How long a busy machine may take to draw what a test waits for. */
+const PATIENCE_MS = 10_000;
+
+beforeAll(async () => {
+  if (typeof document === "undefined") return;
+  (await import("@testing-library/react")).configure({ asyncUtilTimeout: PATIENCE_MS });
+});
 
 afterEach(async () => {
   if (typeof document === "undefined") return;
