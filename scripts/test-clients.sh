@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the official clients' conversations through a gateway that it starts itself: first as it comes (embedded ledger,
-# a credit a message), then on Redis with token prices. The clients are installed into .tools/.
-# FAREGATE_BINARY: another build than target/debug/faregate.
+# a credit a message), then on Redis with token prices; and Stripe's through the gateway's webhooks and the simulator.
+# The clients are installed into .tools/. FAREGATE_BINARY: another build than target/debug/faregate; faregate-sim lies beside it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -25,14 +25,16 @@ if ! cmp -s "$clients/package-lock.json" "$tools/node/package-lock.json" || [ ! 
   cp "$clients/package.json" "$clients/package-lock.json" "$tools/node/"
   (cd "$tools/node" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
 fi
-cp "$clients/conversation.mjs" "$clients/webhook.mjs" "$tools/node/"
+cp "$clients"/*.mjs "$tools/node/"
 
 if [ -n "${FAREGATE_BINARY:-}" ]; then
   binary=$(realpath "$FAREGATE_BINARY")
 else
-  cargo build --locked --bin faregate
+  cargo build --locked --workspace --bins
   binary=$(realpath "${CARGO_TARGET_DIR:-target}/debug/faregate")
 fi
+
+simulator=$(dirname "$binary")/faregate-sim
 
 begin clients
 
@@ -94,8 +96,22 @@ for language in python node; do
   receiver=$!
   for _ in $(seq 100); do [ -s "$PORT_FILE" ] && break; sleep 0.1; done
   FAREGATE_NOTIFY__WEBHOOK__URL=http://127.0.0.1:$(cat "$PORT_FILE")/hook FAREGATE_NOTIFY__WEBHOOK__SECRETS=$SECRETS \
-    FAREGATE_DATA_DIR=$work/webhook "$binary" notify test || failed=1
+    FAREGATE_DATA_DIR=$work/webhook env -u FAREGATE_BINARY "$binary" notify test || failed=1
   wait "$receiver" || failed=1
 done
+
+# What Stripe's libraries sign is taken, what they did not is not; and they drive the simulator as they drive Stripe.
+port; STRIPE=http://127.0.0.1:$reply
+"$simulator" stripe --listen "${STRIPE#http://}" --frozen --price price_basic=1000:usd:month --price price_pro=2000:usd:month >"$work/stripe.log" &
+pids+=($!)
+await "the Stripe simulator" curl -fsS "$STRIPE/_sim"
+SECRETS=whsec_test,whsec_next
+faregate_start stripe -- FAREGATE_STRIPE_SECRET_KEY=sk_test_clients FAREGATE_STRIPE_WEBHOOK_SECRETS=$SECRETS FAREGATE_STRIPE_API_BASE="$STRIPE"
+GATE=http://$listen ADMIN=$admin ADMIN_TOKEN=$admin_token
+export GATE ADMIN ADMIN_TOKEN SECRETS STRIPE
+node "$tools/node/stripe.mjs" || failed=1
+"$tools/python/bin/python" "$clients/stripe_library.py" || failed=1
+end "$gate" || fail "the gateway (stripe) did not end well"
+
 FAREGATE_BINARY=$binary scripts/test-stack-auth.sh || failed=1
 exit "$failed"
