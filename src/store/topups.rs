@@ -95,8 +95,8 @@ pub trait Topups: Send + Sync {
     async fn topped_up(&self, user: &AccountId, currency: &str, since: Micros) -> StoreResult<i64>;
     /// Those of these users for whom something may be bought now.
     async fn topup_wanted(&self, among: &[AccountId]) -> StoreResult<Vec<AccountId>>;
-    /// Users for whom something may be bought now and whose balance, as it is stored, is below their threshold.
-    async fn topup_short(&self, limit: u32) -> StoreResult<Vec<AccountId>>;
+    /// Users for whom something may be bought now and whose balance, as it is stored, is below their threshold, by id.
+    async fn topup_short(&self, after: Option<&AccountId>, limit: u32) -> StoreResult<Vec<AccountId>>;
     /// Begins a purchase, unless it may not be made now: then nothing is written, but that of a month whose cap is reached
     /// nothing more is tried before `month.1`. `month`: from when its payments count, and when the next begins.
     async fn begin_topup(&self, topup: Topup, month: (Micros, Micros), look_us: u64) -> StoreResult<Begun>;

@@ -36,6 +36,8 @@ pub struct Payment {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expected {
     pub user: AccountId,
+    /// Of the plan or pack.
+    pub name: String,
     pub price: String,
     pub currency: String,
     /// In the currency's smallest unit.
@@ -44,15 +46,15 @@ pub struct Expected {
 
 impl From<Checkout> for Expected {
     fn from(checkout: Checkout) -> Expected {
-        let Checkout { user, price, currency, amount, .. } = checkout;
-        Expected { user, price, currency, amount }
+        let Checkout { user, name, price, currency, amount, .. } = checkout;
+        Expected { user, name, price, currency, amount }
     }
 }
 
 impl From<Topup> for Expected {
     fn from(topup: Topup) -> Expected {
-        let Topup { user, price, currency, amount, .. } = topup;
-        Expected { user, price, currency, amount }
+        let Topup { user, pack: name, price, currency, amount, .. } = topup;
+        Expected { user, name, price, currency, amount }
     }
 }
 

@@ -187,15 +187,21 @@ impl Draft<'_> {
             return Ok(());
         }
         let wrong = |what: String| Failure::Wrong(format!("{}: {what}", intent.id));
-        let offer = intent.metadata.price.as_deref().and_then(|price| self.catalog.pack_of_price(price));
-        let offer = offer.ok_or_else(|| wrong("it is for a price of no pack".to_owned()))?;
-        // The price as it was when the checkout began, should it have changed since.
-        let (amount, currency) = match &payment.expected {
-            Some(expected) if expected.price != offer.price.id || expected.user != self.account.user.id => {
+        let price = intent.metadata.price.as_deref().unwrap_or_default();
+        let no_pack = || wrong("it is for a price of no pack".to_owned());
+        let (name, pack, amount, currency) = match &payment.expected {
+            Some(expected) if expected.price != price || expected.user != self.account.user.id => {
                 return Err(wrong("it is not what its checkout was for".to_owned()));
             }
-            Some(expected) => (expected.amount, expected.currency.as_str()),
-            None => (offer.price.amount, offer.price.currency.as_str()),
+            // The price as it was when it was begun, should it have changed since, or be no more.
+            Some(expected) => {
+                let pack = self.catalog.pack(&expected.name).ok_or_else(no_pack)?;
+                (expected.name.clone(), pack, expected.amount, expected.currency.as_str())
+            }
+            None => {
+                let offer = self.catalog.pack_of_price(price).ok_or_else(no_pack)?;
+                (offer.name.to_owned(), offer.pack, offer.price.amount, offer.price.currency.as_str())
+            }
         };
         if intent.amount_received != amount || intent.currency != currency {
             let (received, told) = (intent.amount_received, &intent.currency);
@@ -206,12 +212,12 @@ impl Draft<'_> {
             return Err(wrong("it names another user than its customer's".to_owned()));
         }
         let created_at = micros(intent.created);
-        let days = u64::from(offer.pack.expires_after_days);
-        let credits = offer.pack.credits.micro();
+        let days = u64::from(pack.expires_after_days);
+        let credits = pack.credits.micro();
         let purchase = Purchase {
             id,
             kind: PurchaseKind::Pack,
-            name: offer.name.to_owned(),
+            name,
             subscription: None,
             payment_intent: Some(intent.id.clone()),
             currency: intent.currency.clone(),

@@ -1,6 +1,6 @@
 //! One purchase: the payment without the user, and what came of it.
 
-use super::{Buyer, Trouble};
+use super::{Buyer, Trouble, may_pay, next_look};
 use crate::billing::inbox::now;
 use crate::billing::lifecycle::route::Target;
 use crate::billing::stripe::StripeError;
@@ -12,8 +12,6 @@ use crate::store::topups::{Topup, TopupEnd};
 const HOUR_US: u64 = 3600 * 1_000_000;
 /// After so many declines in a row the next is tried so much later; after more, not before the user asks anew.
 const PAUSES_US: [u64; 3] = [HOUR_US, 6 * HOUR_US, 24 * HOUR_US];
-/// Looks at a payment that goes on begin so far apart, and double up to an hour.
-const FIRST_LOOK_US: u64 = 30 * 1_000_000;
 /// The same call is sent again for so long and so often; Stripe may forget its key after a day.
 const SENT_AGAIN_US: u64 = 20 * HOUR_US;
 const SENDS_MAX: u32 = 5;
@@ -23,6 +21,8 @@ const SLACK_S: i64 = 24 * 3600;
 const ASKS_FOR_OWNER: [&str; 3] =
     ["authentication_required", "payment_intent_authentication_failure", "payment_intent_action_required"];
 const NO_METHOD: &str = "no_payment_method";
+/// The account was closed, frozen, flagged or disputed a payment after it was begun.
+const NOT_ALLOWED: &str = "not_allowed";
 
 /// What is read of a payment: its answer need not be expanded.
 #[derive(serde::Deserialize)]
@@ -34,8 +34,21 @@ struct Intent {
 }
 
 impl Buyer {
-    /// Sends the payment; again and again it is the same call.
+    /// Sends the payment, unless it may not be made any more; again and again it is the same call.
     pub(super) async fn pay(&self, topup: &Topup) -> Result<(), Trouble> {
+        if topup.payment_method.is_none() {
+            // Stripe was not asked yet: whatever happened since it was begun still counts.
+            match self.is_wanted(&topup.user).await {
+                Ok(true) => {}
+                not_now => {
+                    self.store.end_topup(topup, TopupEnd::Void).await?;
+                    self.count("void");
+                    return not_now.map(drop);
+                }
+            }
+        } else if !may_pay(&self.store.billing_account(&topup.user).await?) {
+            return self.declined(topup, NOT_ALLOWED).await;
+        }
         let method = match &topup.payment_method {
             Some(method) => method.clone(),
             None => match self.client.payment_method_of(&topup.customer).await? {
@@ -47,7 +60,10 @@ impl Buyer {
         let sent = self.client.post::<Intent>("/v1/payment_intents", &form, &topup.id.to_string()).await;
         match sent {
             Ok(intent) => self.judge(topup, &intent).await,
-            Err(StripeError::Refused { code, .. }) => self.declined(topup, &code).await,
+            // That our key may not do it is the operator's affair, not the card's.
+            Err(StripeError::Refused { status, code, .. }) if !matches!(status, 401 | 403) => {
+                self.declined(topup, &code).await
+            }
             Err(StripeError::NotFound(_)) => self.declined(topup, "customer_missing").await,
             // Whether it was paid is not known: it is looked after.
             Err(error) => Err(error.into()),
@@ -75,15 +91,18 @@ impl Buyer {
         match intent.status.as_str() {
             "succeeded" => {
                 let cause = format!("topup:{}", topup.id);
-                self.processor.object(&Target::Payment(intent.id.clone()), &cause).await?;
-                self.count("paid");
-                tracing::info!(user = %topup.user, topup = %topup.id, payment = intent.id, "topped up");
+                let user = self.processor.object(&Target::Payment(intent.id.clone()), &cause).await?;
+                let id = format!("pi:{}", intent.id);
+                if self.store.billing_account(&user).await?.purchases.iter().any(|purchase| purchase.id == id) {
+                    self.count("paid");
+                    tracing::info!(user = %topup.user, topup = %topup.id, payment = intent.id, "topped up");
+                } else {
+                    self.count("nothing_granted");
+                    tracing::error!(user = %topup.user, topup = %topup.id, payment = intent.id, "paid, and nothing was granted");
+                }
                 Ok(())
             }
-            "processing" => {
-                let wait = FIRST_LOOK_US.checked_shl(topup.looks.min(16)).unwrap_or(HOUR_US).min(HOUR_US);
-                Ok(self.store.look_at_topup(topup.id, now().saturating_add(wait)).await?)
-            }
+            "processing" => Ok(self.store.look_at_topup(topup.id, next_look(topup.looks)).await?),
             status => {
                 let code = intent.last_payment_error.as_ref().and_then(|error| error.code.clone());
                 let action = status == "requires_action";

@@ -24,7 +24,7 @@ use crate::bridge::push::PushError;
 use crate::bridge::spenders::Spenders;
 use crate::ledger::{AccountId, Micros};
 use crate::store::billing::BillingAccount;
-use crate::store::topups::{AutoTopup, Begun, Topup, TopupEnd};
+use crate::store::topups::{AutoTopup, Begun, Topup};
 use crate::store::{SharedStore, StoreError, UserStatus};
 use crate::telemetry::Metrics;
 
@@ -38,6 +38,10 @@ const BATCH: u32 = 100;
 const AT_ONCE: usize = 4;
 /// A purchase that runs for so long is looked after by whoever is there: longer than a call to Stripe can take.
 const LOOK_AFTER_US: u64 = 60 * 1_000_000;
+
+/// Looks at a purchase that goes on begin so far apart, and double up to an hour.
+const FIRST_LOOK_US: u64 = 30 * 1_000_000;
+const LONGEST_LOOK_US: u64 = 3600 * 1_000_000;
 
 /// Why a purchase did not come about now.
 #[derive(Debug, thiserror::Error)]
@@ -89,13 +93,18 @@ impl Buyer {
 
     /// Finds what nobody told of, and purchases that somebody left.
     async fn look(&self) {
+        // In turn: those for whom nothing can be bought now do not stand in the way of the others.
+        let mut after = None;
         loop {
             match self.store.any_auto_topup().await {
                 Ok(any) => self.spenders.open(any),
                 Err(error) => tracing::warn!(%error, "automatic top-ups could not be read"),
             }
-            match self.store.topup_short(BATCH).await {
-                Ok(users) => self.consider_all(users).await,
+            match self.store.topup_short(after.as_ref(), BATCH).await {
+                Ok(users) => {
+                    after = users.last().filter(|_| users.len() >= BATCH as usize).cloned();
+                    self.consider_all(users).await;
+                }
                 Err(error) => tracing::warn!(%error, "automatic top-ups could not be read"),
             }
             match self.store.claim_topups(BATCH, LOOK_AFTER_US).await {
@@ -117,8 +126,11 @@ impl Buyer {
     }
 
     async fn look_after(&self, topup: Topup) {
-        if let Err(error) = self.recover(&topup).await {
-            tracing::warn!(user = %topup.user, topup = %topup.id, %error, "an automatic top-up's outcome is not known yet");
+        let Err(error) = self.recover(&topup).await else { return };
+        tracing::warn!(user = %topup.user, topup = %topup.id, %error, "an automatic top-up's outcome is not known yet");
+        // Less and less often: what does not mend itself is not asked for every minute.
+        if let Err(error) = self.store.look_at_topup(topup.id, next_look(topup.looks)).await {
+            tracing::warn!(topup = %topup.id, %error, "when an automatic top-up is looked at next could not be written");
         }
     }
 
@@ -126,8 +138,7 @@ impl Buyer {
         let Some(auto) = self.store.auto_topup(user).await?.filter(|auto| auto.enabled && !auto.stopped) else {
             return Ok(());
         };
-        let threshold = auto.terms.threshold;
-        if !self.is_short(user, threshold).await? {
+        if !self.is_short(user, auto.terms.threshold).await? {
             return Ok(());
         }
         let account = self.store.billing_account(user).await?;
@@ -137,23 +148,23 @@ impl Buyer {
         };
         let topup = topup(&auto, customer, offer);
         match self.store.begin_topup(topup.clone(), month(topup.created_at), LOOK_AFTER_US).await? {
-            Begun::NotNow => return Ok(()),
+            Begun::NotNow => Ok(()),
             Begun::Capped => {
                 self.count("capped");
                 tracing::info!(%user, "an automatic top-up would go beyond the month's cap");
-                return Ok(());
+                Ok(())
             }
-            Begun::Begun => {}
+            Begun::Begun => self.pay(&topup).await,
         }
-        // What another replica bought until now is in the ledger: this reads it there.
-        match self.is_short(user, threshold).await {
-            Ok(true) => self.pay(&topup).await,
-            not_needed => {
-                self.store.end_topup(&topup, TopupEnd::Void).await?;
-                self.count("void");
-                not_needed.map(drop)
-            }
-        }
+    }
+
+    /// Whether the user still asks for it, may be charged, and needs it: asked last thing before Stripe is. What another
+    /// replica bought until now is in the ledger, and read there.
+    async fn is_wanted(&self, user: &AccountId) -> Result<bool, Trouble> {
+        let Some(auto) = self.store.auto_topup(user).await?.filter(|auto| auto.enabled && !auto.stopped) else {
+            return Ok(false);
+        };
+        Ok(may_pay(&self.store.billing_account(user).await?) && self.is_short(user, auto.terms.threshold).await?)
     }
 
     /// Whether less is left than the threshold, with all that was bought so far. What is held is not spent yet.
@@ -188,6 +199,11 @@ fn topup(auto: &AutoTopup, customer: String, offer: PackOffer<'_>) -> Topup {
         looks: 0,
         created_at: now(),
     }
+}
+
+/// When one that was looked at so often is looked at again.
+fn next_look(looks: u32) -> Micros {
+    now().saturating_add(FIRST_LOOK_US.checked_shl(looks.min(16)).unwrap_or(LONGEST_LOOK_US).min(LONGEST_LOOK_US))
 }
 
 /// The calendar month (UTC) of a time: when it began, and when the next one does.

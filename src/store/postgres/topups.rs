@@ -59,12 +59,13 @@ impl Topups for PostgresStore {
         within!(self, |client| users(client, &select, &[&time(common::now()), &among]))
     }
 
-    async fn topup_short(&self, limit: u32) -> StoreResult<Vec<AccountId>> {
+    async fn topup_short(&self, after: Option<&AccountId>, limit: u32) -> StoreResult<Vec<AccountId>> {
+        let after = after.map(AccountId::as_str).unwrap_or_default();
         let select = format!(
             "SELECT a.user_id FROM auto_topups AS a JOIN credits AS c ON c.user_id = a.user_id
-            WHERE {MAY} AND c.balance - c.debt < a.threshold ORDER BY a.next_at LIMIT $2"
+            WHERE {MAY} AND c.balance - c.debt < a.threshold AND a.user_id > $3 ORDER BY a.user_id LIMIT $2"
         );
-        within!(self, |client| users(client, &select, &[&time(common::now()), &i64::from(limit)]))
+        within!(self, |client| users(client, &select, &[&time(common::now()), &i64::from(limit), &after]))
     }
 
     async fn begin_topup(&self, topup: Topup, month: (Micros, Micros), look_us: u64) -> StoreResult<Begun> {

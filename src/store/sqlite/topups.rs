@@ -74,15 +74,16 @@ impl Topups for SqliteStore {
         self.threads.read(wanted).await
     }
 
-    async fn topup_short(&self, limit: u32) -> StoreResult<Vec<AccountId>> {
+    async fn topup_short(&self, after: Option<&AccountId>, limit: u32) -> StoreResult<Vec<AccountId>> {
+        let after = after.map(|after| after.as_str().to_owned()).unwrap_or_default();
         let short = move |tx: &Transaction<'_>| {
             let select = format!(
                 "SELECT a.user_id FROM auto_topups AS a JOIN credits AS c ON c.user_id = a.user_id
-                WHERE {MAY} AND c.balance - c.debt < a.threshold ORDER BY a.next_at LIMIT ?2"
+                WHERE {MAY} AND c.balance - c.debt < a.threshold AND a.user_id > ?3 ORDER BY a.user_id LIMIT ?2"
             );
             let mut statement = tx.prepare_cached(&select).map_err(failed)?;
             let read = |row: &Row<'_>| row.get::<_, String>(0);
-            let rows = statement.query_map(params![int(common::now()), limit], read).map_err(failed)?;
+            let rows = statement.query_map(params![int(common::now()), limit, after], read).map_err(failed)?;
             rows.map(|row| common::account(&row.map_err(failed)?)).collect()
         };
         self.threads.read(short).await

@@ -1,15 +1,20 @@
 //! Billing against the Stripe simulator: the real binary, webhooks over HTTP.
 
+mod histories;
+mod late;
 mod lost;
 mod money;
+mod people;
 mod renewal;
+mod table;
 mod topups;
 mod webhooks;
 
 use std::time::Duration;
 
-use faregate_sim::stripe::PriceSpec;
+use faregate_sim::stripe::{Kind, PriceSpec};
 use http::{Method, StatusCode};
+use http_body_util::Full;
 use serde_json::{Value, json};
 
 use crate::support::http::request;
@@ -49,6 +54,23 @@ secret_key = "sk_test_of_the_tests"
 webhook_secrets = ["whsec_test", "whsec_next"]
 "#;
 
+/// Runs tests over both pairs of ledger and store.
+macro_rules! over_both {
+    ($($test:ident),* $(,)?) => {
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread")] async fn $test() {
+                super::$test(crate::billing::Shop::open().await).await;
+            })*
+        }
+        mod distributed {
+            $(#[tokio::test(flavor = "multi_thread")] async fn $test() {
+                super::$test(crate::billing::Shop::open_replicated(1).await).await;
+            })*
+        }
+    };
+}
+use over_both;
+
 /// A gateway, a Stripe, and a user with a key.
 struct Shop {
     stripe: Stripe,
@@ -71,7 +93,11 @@ impl Shop {
     }
 
     fn start_with(servers: Option<(Postgres, Redis)>, replicas: usize) -> Shop {
-        let stripe = Stripe::start();
+        Shop::of(Stripe::start(), Options::new().config(CONFIG), servers, replicas)
+    }
+
+    /// With other settings than the usual ones.
+    fn of(stripe: Stripe, options: Options, servers: Option<(Postgres, Redis)>, replicas: usize) -> Shop {
         for (id, amount, interval) in
             [("price_basic", 1_000, "month"), ("price_pro", 2_000, "month"), ("price_small", 500, "")]
         {
@@ -84,7 +110,7 @@ impl Shop {
                 live: false,
             });
         }
-        let options = Options::new().config(CONFIG).env("FAREGATE_STRIPE_API_BASE", stripe.url());
+        let options = options.env("FAREGATE_STRIPE_API_BASE", stripe.url());
         let options = match &servers {
             None => options,
             // The demo's upstream is for an empty store only; nobody calls this one.
@@ -136,6 +162,44 @@ impl Shop {
         let session = self.checkout(body).await;
         self.stripe.complete_checkout(&session, CARD).unwrap();
         self.has(credits).await;
+    }
+
+    /// A call to Stripe's API by somebody else, such as from its dashboard.
+    async fn at_stripe(&self, method: Method, path: &str, form: &str) -> Value {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.stripe.url()))
+            .header("authorization", "Bearer sk_test_of_the_tests")
+            .header("content-type", "application/x-www-form-urlencoded");
+        let answer = self.faregate.http.call(request.body(Full::from(form.to_owned())).unwrap()).await;
+        assert_eq!(answer.status, StatusCode::OK, "{path}: {}", answer.text());
+        answer.json()
+    }
+
+    fn customer(&self) -> String {
+        self.stripe.objects(Kind::Customer)[0]["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Every event here: its type, its state, and what it failed with.
+    async fn events(&self) -> Vec<(String, String, String)> {
+        let (mut found, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = self.admin(Method::GET, &format!("/admin/v1/events?limit=500{cursor}"), None).await.json();
+            let text = |event: &Value, name: &str| event[name].as_str().unwrap_or_default().to_owned();
+            let events = page["data"].as_array().unwrap();
+            found.extend(events.iter().map(|event| (text(event, "type"), text(event, "state"), text(event, "error"))));
+            let Some(next) = page["next"].as_str() else { return found };
+            cursor = format!("&cursor={}", next.replace(' ', "%20"));
+        }
+    }
+
+    /// Waits until every event was worked off.
+    async fn quiet(&self) {
+        assert!(self.stripe.delivered(SOON).await);
+        eventually(SOON, "nothing is left pending", || async {
+            self.events().await.iter().all(|(_, state, _)| state != "pending").then_some(())
+        })
+        .await;
     }
 
     async fn credits(&self) -> (i64, i64) {

@@ -3,11 +3,17 @@
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use super::{CARD, SOON, Shop};
-use crate::support::http::request;
+use super::{CARD, SOON, Shop, over_both};
 use crate::support::{Faregate, Options, eventually};
 
 const DAY: i64 = 86_400;
+
+over_both!(
+    an_upgrade_is_paid_at_once_and_a_downgrade_waits,
+    what_goes_back_to_the_payer_is_claimed_and_given_again,
+    one_checkout_is_open_at_a_time,
+    an_unpaid_renewal_is_told_and_recovers,
+);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plan_is_bought_renewed_and_ended() {
@@ -46,9 +52,7 @@ async fn a_plans_life(shop: Shop) {
     shop.has(0).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_upgrade_is_paid_at_once_and_a_downgrade_waits() {
-    let shop = Shop::open().await;
+async fn an_upgrade_is_paid_at_once_and_a_downgrade_waits(shop: Shop) {
     shop.buy(json!({"plan": "basic"}), 400).await;
     let change = |body| shop.api(Method::POST, "/api/billing/subscription", Some(body));
     let preview = change(json!({"plan": "pro", "preview": true})).await;
@@ -73,17 +77,7 @@ async fn an_upgrade_is_paid_at_once_and_a_downgrade_waits() {
 }
 
 /// failures 40, over HTTP.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_goes_back_to_the_payer_is_claimed_and_given_again() {
-    what_goes_back(Shop::open().await).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_goes_back_to_the_payer_is_claimed_over_postgres_and_redis() {
-    what_goes_back(Shop::open_replicated(1).await).await;
-}
-
-async fn what_goes_back(shop: Shop) {
+async fn what_goes_back_to_the_payer_is_claimed_and_given_again(shop: Shop) {
     shop.buy(json!({"pack": "small"}), 100).await;
     let session = shop.stripe.objects(faregate_sim::stripe::Kind::PaymentIntent);
     let payment = session[0]["id"].as_str().unwrap().to_owned();
@@ -105,9 +99,7 @@ async fn what_goes_back(shop: Shop) {
 }
 
 /// failures 39: two tabs get one page; another order closes it.
-#[tokio::test(flavor = "multi_thread")]
-async fn one_checkout_is_open_at_a_time() {
-    let shop = Shop::open().await;
+async fn one_checkout_is_open_at_a_time(shop: Shop) {
     let both = tokio::join!(shop.checkout(json!({"plan": "pro"})), shop.checkout(json!({"plan": "pro"})));
     assert_eq!(both.0, both.1);
     let pack = shop.checkout(json!({"pack": "small"})).await;
@@ -119,10 +111,8 @@ async fn one_checkout_is_open_at_a_time() {
     assert_eq!(shop.stripe.objects(faregate_sim::stripe::Kind::Customer).len(), 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_unpaid_renewal_is_told_and_recovers() {
+async fn an_unpaid_renewal_is_told_and_recovers(shop: Shop) {
     use faregate_sim::stripe::Behaviour;
-    let shop = Shop::open().await;
     shop.buy(json!({"plan": "pro"}), 1_000).await;
     let customer = shop.stripe.objects(faregate_sim::stripe::Kind::Customer)[0]["id"].as_str().unwrap().to_owned();
     shop.stripe.set_behaviour(&customer, Some(Behaviour::Declines("card_declined".into())));
@@ -158,7 +148,7 @@ async fn offers_are_open_to_everybody() {
     assert!(done && told.contains("price_pro: as at Stripe"), "{told}{errors}");
 }
 
-/// As a newcomer walks it, with what the start prints.
+/// As a newcomer walks it: by the lines that the start prints.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_leads_from_a_checkout_to_credits() {
     let faregate = Faregate::start(Options::new().command(&["demo", "--stripe"]));
@@ -166,26 +156,39 @@ async fn the_demo_leads_from_a_checkout_to_credits() {
         Some(faregate.output()).filter(|output| output.contains("/_sim/advance"))
     })
     .await;
-    let after = |what: &str| {
-        let rest = greeting.split(what).nth(1).unwrap();
-        rest.split(|sign: char| sign.is_whitespace() || sign == '\'' || sign == ';').next().unwrap().to_owned()
+    // A shell runs what was printed; curl's own words do not matter.
+    let shell = async |line: String| {
+        let ran = tokio::task::spawn_blocking(move || {
+            std::process::Command::new("sh").arg("-c").arg(format!("{line} --silent --show-error")).output().unwrap()
+        });
+        let ran = ran.await.unwrap();
+        let (told, errors) = (String::from_utf8(ran.stdout).unwrap(), String::from_utf8(ran.stderr).unwrap());
+        assert!(ran.status.success(), "{told}{errors}");
+        told
     };
-    let (key, stripe) = (after("Bearer "), after("A built-in Stripe stands at "));
-    let api = |method, path: &str, body| request(method, &faregate.url(path), &key, body);
-    let order = json!({"plan": "pro"});
-    let page = faregate.http.call(api(Method::POST, "/api/billing/checkout", Some(&order))).await;
-    assert_eq!(page.status, StatusCode::CREATED, "{}", page.text());
-    let url = page.json()["url"].as_str().unwrap().to_owned();
-    assert!(url.starts_with(&stripe), "{url}");
-    let pay = http::Request::post(&url)
-        .header("content-type", "application/x-www-form-urlencoded")
-        .body(http_body_util::Full::from("card=pm_card_visa"))
-        .unwrap();
-    let paid = faregate.http.call(pay).await;
-    assert!(paid.status.is_success() || paid.status.is_redirection(), "{} {}", paid.status, paid.text());
-    eventually(SOON, "the credits are there", || async {
-        let check = faregate.http.call(api(Method::GET, "/api/credits/check", None)).await.json();
-        (check["available"] == 1_005 && check["plan"] == "pro").then_some(())
-    })
-    .await;
+    let printed = async |what: &str| {
+        let line = greeting.lines().find(|line| line.trim_start().starts_with("curl ") && line.contains(what));
+        shell(line.unwrap_or_else(|| panic!("no line with {what}")).trim().to_owned()).await
+    };
+    let json_of = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
+    let has = async |credits: i64| {
+        eventually(SOON, "the credits are there", || async {
+            let check = json_of(printed("/credits/check").await);
+            (check["available"] == credits && check["plan"] == "pro").then_some(())
+        })
+        .await;
+    };
+    for order in ["\"plan\"", "\"pack\""] {
+        let page = json_of(printed(order).await);
+        let url = page["url"].as_str().unwrap();
+        let shown = shell(format!("curl --fail '{url}'")).await;
+        assert!(shown.contains("<form"), "{shown}");
+        shell(format!("curl --fail -d card=pm_card_visa '{url}'")).await;
+        has(if order.contains("plan") { 1_005 } else { 1_105 }).await;
+    }
+    let subscription = json_of(printed("/billing/subscription").await);
+    assert_eq!((&subscription["plan"], &subscription["subscription"]["status"]), (&json!("pro"), &json!("active")));
+    // Of the thousand that are left three hundred move on.
+    printed("/_sim/advance").await;
+    has(5 + 100 + 1_000 + 300).await;
 }

@@ -39,10 +39,6 @@ impl Shop {
         self.stripe.objects(Kind::PaymentIntent).into_iter().filter(ours).collect()
     }
 
-    fn customer(&self) -> String {
-        self.stripe.objects(Kind::Customer)[0]["id"].as_str().unwrap().to_owned()
-    }
-
     async fn eventually_topup(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
         eventually(SOON, what, || async {
             let shown = self.topup().await;
@@ -196,4 +192,38 @@ async fn a_payment_that_never_came_about_is_given_up() {
     assert_eq!(waiting["error"], "no_answer");
     assert!(shop.payments().is_empty());
     shop.has(0).await;
+}
+
+/// What was begun and left before Stripe was asked is paid only where it still may and need be: a card is not charged for
+/// what was bought meanwhile, nor for somebody who was frozen or has left.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_left_is_paid_only_where_it_is_still_wanted() {
+    let shop = Shop::open_replicated(1).await.with_card().await;
+    shop.set_topup(5_000).await;
+    let made = shop.admin(Method::POST, "/admin/v1/users", Some(json!({"id": "bob"}))).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text());
+    assert_eq!(shop.admin(Method::POST, "/admin/v1/users/bob/freeze", None).await.status, StatusCode::OK);
+    let (postgres, _) = shop.servers.as_ref().unwrap();
+    postgres.query("INSERT INTO billing_accounts (user_id) VALUES ('bob')");
+    postgres.query(
+        "INSERT INTO auto_topups (user_id, enabled, threshold, pack, currency, monthly_cap, next_at, updated_at)
+        VALUES ('bob', true, 1, 'small', 'usd', 5000, now(), now())",
+    );
+    let left = |id: u32, user: &str, method: &str| {
+        postgres.query(&format!(
+            "INSERT INTO topups (id, user_id, customer_id, pack, price_id, currency, amount, payment_method, state, look_at,
+                created_at) VALUES ('00000000-0000-7000-8000-00000000000{id}', '{user}', '{}', 'small', 'price_small',
+                'usd', 500, {method}, 'running', now(), now())",
+            shop.customer()
+        ));
+    };
+    // She has enough; Stripe was not asked.
+    left(1, "ann", "NULL");
+    // It was sent, and Stripe knows nothing of it.
+    left(2, "bob", "'pm_card_visa'");
+    let states = || postgres.query("SELECT user_id || ' ' || state || ' ' || coalesce(error, '') FROM topups");
+    eventually(SOON, "both are looked after", || async { (states() == ["bob failed not_allowed"]).then_some(()) })
+        .await;
+    assert!(shop.payments().is_empty());
+    shop.has(400).await;
 }

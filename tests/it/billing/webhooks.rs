@@ -9,9 +9,11 @@ use http::{Method, Request, StatusCode};
 use http_body_util::Full;
 use serde_json::json;
 
-use super::{CARD, SECRET, SOON, Shop};
+use super::{CARD, SECRET, SOON, Shop, over_both};
 use crate::support::eventually;
 use crate::support::process::signal_pid;
+
+over_both!(the_order_of_deliveries_does_not_matter);
 
 fn body(id: &str, kind: &str) -> String {
     json!({
@@ -50,6 +52,11 @@ async fn only_what_stripe_signed_is_taken() {
     }
     let events = shop.admin(Method::GET, "/admin/v1/events", None).await.json();
     assert_eq!(events["data"], json!([]));
+    let metrics = shop.admin(Method::GET, "/metrics", None).await.text();
+    for (result, count) in [("wrong", 2), ("stale", 1), ("stored", 0)] {
+        let line = format!("faregate_billing_webhooks_total{{result=\"{result}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
     // The secret that comes next counts already.
     for secret in [SECRET, "whsec_next"] {
         assert_eq!(send(delivery(&shop, secret, now(), &good, &good)).await.status, StatusCode::OK);
@@ -67,9 +74,7 @@ async fn only_what_stripe_signed_is_taken() {
 }
 
 /// failures 30, 33: in any order, and after the fact.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_order_of_deliveries_does_not_matter() {
-    let shop = Shop::open().await;
+async fn the_order_of_deliveries_does_not_matter(shop: Shop) {
     for (seed, credits) in [(1, 100), (2, 200), (3, 1_200)] {
         shop.stripe.hold_webhooks();
         let order = if seed < 3 { json!({"pack": "small"}) } else { json!({"plan": "pro"}) };

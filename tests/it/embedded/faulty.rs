@@ -641,8 +641,8 @@ impl Topups for Faulty {
         self.inner.topup_wanted(among).await
     }
 
-    async fn topup_short(&self, limit: u32) -> StoreResult<Vec<AccountId>> {
-        self.inner.topup_short(limit).await
+    async fn topup_short(&self, after: Option<&AccountId>, limit: u32) -> StoreResult<Vec<AccountId>> {
+        self.inner.topup_short(after, limit).await
     }
 
     async fn begin_topup(&self, topup: Topup, month: (Micros, Micros), look_us: u64) -> StoreResult<Begun> {

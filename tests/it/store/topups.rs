@@ -157,9 +157,12 @@ async fn what_was_left_is_looked_after_by_one(under: Under) {
 
 async fn who_is_short_is_found(under: Under) {
     asked(&under).await;
-    assert_eq!(under.store.topup_short(10).await.unwrap(), [id("ann")]);
+    assert_eq!(under.store.topup_short(None, 10).await.unwrap(), [id("ann")]);
     under.sql("UPDATE credits SET balance = 5000000 WHERE user_id = 'ann'");
-    assert!(under.store.topup_short(10).await.unwrap().is_empty());
+    assert!(under.store.topup_short(None, 10).await.unwrap().is_empty());
     under.sql("UPDATE credits SET debt = 1 WHERE user_id = 'ann'");
-    assert_eq!(under.store.topup_short(10).await.unwrap(), [id("ann")]);
+    assert_eq!(under.store.topup_short(None, 10).await.unwrap(), [id("ann")]);
+    // In turn, whoever stays short.
+    assert!(under.store.topup_short(Some(&id("ann")), 10).await.unwrap().is_empty());
+    assert_eq!(under.store.topup_short(Some(&id("al")), 10).await.unwrap(), [id("ann")]);
 }

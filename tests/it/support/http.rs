@@ -88,9 +88,7 @@ impl Http {
 
     /// Posts and hands back the answer as it streams.
     pub async fn stream(&self, url: &str, key: &str, body: &Value) -> Stream {
-        let response = self.send(request(Method::POST, url, key, Some(body))).await.unwrap();
-        let (head, body) = response.into_parts();
-        Stream { status: head.status, headers: head.headers, body }
+        Stream::of(self.send(request(Method::POST, url, key, Some(body))).await.unwrap())
     }
 }
 
@@ -118,6 +116,11 @@ pub struct Stream {
 }
 
 impl Stream {
+    pub fn of(response: Response<Incoming>) -> Stream {
+        let (head, body) = response.into_parts();
+        Stream { status: head.status, headers: head.headers, body }
+    }
+
     /// The next piece of the body; `None` at its proper end, an error where it was cut off.
     pub async fn chunk(&mut self) -> Option<Result<Bytes, hyper::Error>> {
         loop {

@@ -1,8 +1,9 @@
 //! The table of what follows from what, row by row.
 
-use super::super::facts::{Facts, Failure, Payment};
+use super::super::facts::{Expected, Facts, Failure, Payment};
 use super::bench::*;
 use crate::billing::stripe::objects::*;
+use crate::ledger::AccountId;
 use crate::store::billing::*;
 
 const M1: i64 = BEGIN;
@@ -428,6 +429,41 @@ fn what_a_won_dispute_gives_back_lives_by_its_own_dates() {
         bench.pass((back + 30 * DAY).max(told) + 4 * DAY);
         assert_eq!(bench.credits(), (0, 0));
     }
+}
+
+/// Nothing was taken, so nothing is given back: until its month ended it could be spent.
+#[test]
+fn a_dispute_told_of_once_it_is_won_changes_nothing() {
+    let mut bench = begun();
+    bench.spend(300);
+    bench.pass(M2 + 4 * DAY);
+    assert_eq!(bench.credits(), (0, 0));
+    let mut payment = payment("pi_in_1", 2_000, 0);
+    let mut won = dispute("won", 2_000, 2_000);
+    won.balance_transactions.push(BalanceTransaction { amount: 2_000, created: M2 + 3 * DAY });
+    payment.disputes = vec![won];
+    bench.told(&with(payment)).unwrap();
+    assert_eq!((bench.credits(), bench.account.grants.len()), ((0, 0), 1));
+}
+
+/// A pack that was bought when it had another price, which the settings do not know any more, is still what it was.
+#[test]
+fn a_pack_counts_at_the_price_it_was_begun_at() {
+    let mut bench = Bench::new();
+    let mut old = pack("pi_p", 450);
+    old.intent.metadata.price = Some("small_old".into());
+    let expected = |name: &str| Expected {
+        user: AccountId::parse("ann").unwrap(),
+        name: name.into(),
+        price: "small_old".into(),
+        currency: "usd".into(),
+        amount: 450,
+    };
+    old.expected = Some(expected("gone"));
+    assert!(wrong(bench.told(&with(old.clone()))).contains("no pack"));
+    old.expected = Some(expected("small"));
+    bench.told(&with(old)).unwrap();
+    assert_eq!(bench.credits(), (100, 0));
 }
 
 /// A dispute's amount is in the payment's currency, what was taken for it in that of our balance.
