@@ -1,12 +1,10 @@
 //! Billing against the Stripe simulator: the real binary, webhooks over HTTP.
 
-mod histories;
 mod late;
 mod lost;
 mod money;
 mod people;
 mod renewal;
-mod table;
 mod topups;
 mod webhooks;
 
@@ -187,7 +185,9 @@ impl Shop {
             let page = self.admin(Method::GET, &format!("/admin/v1/events?limit=500{cursor}"), None).await.json();
             let text = |event: &Value, name: &str| event[name].as_str().unwrap_or_default().to_owned();
             let events = page["data"].as_array().unwrap();
-            found.extend(events.iter().map(|event| (text(event, "type"), text(event, "state"), text(event, "error"))));
+            found.extend(
+                events.iter().map(|event| (text(event, "event_type"), text(event, "state"), text(event, "error"))),
+            );
             let Some(next) = page["next"].as_str() else { return found };
             cursor = format!("&cursor={}", next.replace(' ', "%20"));
         }
