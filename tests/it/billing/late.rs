@@ -1,5 +1,5 @@
-//! What comes late: a snapshot that is older than what was written meanwhile, and what follows once a Stripe that could not be
-//! asked can be again.
+//! What comes late: a snapshot that is older than what was written meanwhile, a user who is made after their payment, a
+//! Stripe that cannot be asked for a while, an event in the shape of another version.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,14 +12,14 @@ use faregate::billing::process::Processor;
 use faregate::billing::stripe::fetch::Fetch;
 use faregate::billing::stripe::objects::*;
 use faregate::billing::stripe::{Client, StripeError};
-use faregate_sim::stripe::{Fault, FaultRule};
-use http::Method;
+use faregate_sim::stripe::{Act, Fault, FaultRule, Kind, Rule, Twist};
+use http::{Method, StatusCode};
 use serde_json::json;
 use tokio::sync::Notify;
 
 use super::lost::Office;
-use super::{CARD, CONFIG, Shop};
-use crate::support::{Options, Postgres, Redis, Stripe};
+use super::{CARD, CONFIG, SOON, Shop};
+use crate::support::{Options, Postgres, Redis, Stripe, eventually};
 
 /// The subscription that is read for the decision is not handed out before it may be.
 struct Slow {
@@ -109,6 +109,32 @@ async fn an_older_snapshot_does_not_win() {
     }
 }
 
+/// failures 34: the payment is told of before the user is there, and counts once they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_paid_before_the_user_was_there_is_credited() {
+    let shop = tokio::task::block_in_place(|| Shop::replicated(1));
+    let customer = shop.at_stripe(Method::POST, "/v1/customers", "metadata[faregate_user]=bob").await;
+    let customer = customer["id"].as_str().unwrap();
+    shop.stripe.change_card(customer, CARD).unwrap();
+    let form = format!("customer={customer}&items[0][price]=price_basic&metadata[faregate_user]=bob");
+    shop.at_stripe(Method::POST, "/v1/subscriptions", &form).await;
+    eventually(SOON, "nobody is known", || async {
+        let events = shop.events().await;
+        let waits = |name: &str| {
+            events.iter().any(|(kind, state, error)| kind == name && state == "pending" && error.contains("no user"))
+        };
+        (waits("invoice.paid") && waits("customer.subscription.created")).then_some(())
+    })
+    .await;
+    let made = shop.admin(Method::POST, "/admin/v1/users", Some(json!({"id": "bob"}))).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text());
+    eventually(SOON, "it is credited", || async {
+        let bob = shop.admin(Method::GET, "/admin/v1/users/bob", None).await.json();
+        (bob["credits"]["available"] == 405 && bob["plan"] == "basic").then_some(())
+    })
+    .await;
+}
+
 /// failures 30, the other way round: an event whose effect fails is not done with. It is tried again, parked after its last
 /// attempt, seen, and worked off when it is replayed.
 #[tokio::test(flavor = "multi_thread")]
@@ -142,4 +168,31 @@ async fn what_fails_is_tried_again_parked_and_replayed() {
     shop.quiet().await;
     assert!(shop.events().await.iter().all(|(_, state, _)| state == "processed" || state == "ignored"));
     shop.has(100).await;
+}
+
+/// failures 41: an event of another version's shape, and one that only names its object, count as any other; what is read
+/// again is read at the pinned version. What says that it is of the other mode is parked, and brings nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shape_of_an_event_does_not_matter() {
+    let shop = Shop::open().await;
+    let twist = |twist| {
+        shop.stripe.clear_rules();
+        shop.stripe.rule(Rule { event: "*".into(), act: Act::Twist(twist), times: 1_000 });
+    };
+    twist(Twist { old_shape: true, ..Twist::default() });
+    shop.buy(json!({"plan": "pro"}), 1_000).await;
+    let invoice = shop.stripe.objects(Kind::Invoice)[0]["id"].as_str().unwrap().to_owned();
+    shop.stripe.refund(&invoice, Some(1_000)).unwrap();
+    shop.has(500).await;
+    twist(Twist { thin: true, ..Twist::default() });
+    shop.buy(json!({"pack": "small"}), 600).await;
+    twist(Twist { wrong_livemode: true, ..Twist::default() });
+    let session = shop.checkout(json!({"pack": "small"})).await;
+    shop.stripe.complete_checkout(&session, CARD).unwrap();
+    shop.quiet().await;
+    let parked = shop.events().await.into_iter().filter(|(_, state, _)| state == "parked");
+    assert!(parked.map(|(kind, ..)| kind).any(|kind| kind == "payment_intent.succeeded"));
+    shop.has(600).await;
+    let pinned = faregate::config::Stripe::default().api_version;
+    assert!(shop.stripe.requests().iter().all(|request| request.version.as_deref() == Some(pinned.as_str())));
 }

@@ -5,6 +5,7 @@ mod lost;
 mod money;
 mod people;
 mod renewal;
+mod table;
 mod topups;
 mod webhooks;
 
