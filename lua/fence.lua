@@ -1,7 +1,7 @@
 -- Ends a session that stands still, or that says good-bye: marks it, so that none of its batches applies any more.
 --
 -- KEYS: meta, session. ARGV: packed {session, number seen, epoch}.
--- Answers 1 marked (or marked before), 0 it has moved on, -1 there is no such session, -2 another epoch.
+-- Answers 1 marked (or marked before, at that number or later), 0 it stands elsewhere, -1 there is no such session, -2 another epoch.
 
 local request = cmsgpack.unpack(ARGV[1])
 local values = redis.call('MGET', KEYS[1], KEYS[2])
@@ -11,7 +11,8 @@ local state = values[2] and cmsgpack.unpack(values[2])
 -- A session that never came, or whose first batch is still under way, is ended before it comes.
 if not state and request[2] == 0 then state = {0, 0, ''} end
 if not state then return -1 end
-if state[2] ~= 0 then return 1 end
+-- In another history it may have been ended earlier.
+if state[2] ~= 0 then return state[1] >= request[2] and 1 or 0 end
 if state[1] ~= request[2] then return 0 end
 state[2] = 1
 meta[6][#meta[6] + 1] = request[1]

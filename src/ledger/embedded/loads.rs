@@ -108,11 +108,17 @@ impl Core {
 
     /// Gives back what a reserve took that nobody waits for any more.
     fn undo(&self, shard: &mut Shard, session: SessionId, op: &Op, answer: Answer) {
-        if let (Act::Reserve { tokens, limits, .. }, Answer::Reserved(reserved)) = (&op.act, answer) {
-            let tokens_back_us = crate::ledger::limit_increment(*tokens, limits.tokens_per_minute);
-            let act = Act::Release { session: reserved.session, parts: reserved.parts, tokens_back_us };
-            self.apply_loaded(shard, session, &Op { account: op.account.clone(), act });
-        }
+        let act = match (&op.act, answer) {
+            (Act::Reserve { tokens, limits, .. }, Answer::Reserved(reserved)) => {
+                let tokens_back_us = crate::ledger::limit_increment(*tokens, limits.tokens_per_minute);
+                Act::Release { session: reserved.session, parts: reserved.parts, tokens_back_us }
+            }
+            (Act::Hold { record, .. }, Answer::Held { .. }) if !record.id.can_be_named_again() => {
+                Act::ReleaseHold { record: record.id, expired_only: false }
+            }
+            _ => return,
+        };
+        self.apply_loaded(shard, session, &Op { account: op.account.clone(), act });
     }
 
     fn take_waiting(&self, shard: &mut Shard, account: &AccountId) -> Vec<Waiting> {

@@ -95,14 +95,19 @@ impl Pending {
     /// Hands over the answer. What nobody took is given back by the operation that this answers.
     pub(crate) fn answer(self, result: Result<Answer, LedgerError>) -> Option<Pending> {
         let To::Caller(sender) = self.to else { return None };
-        let Err(Ok(Answer::Reserved(reserved))) = sender.send(result) else { return None };
-        let Reserved { session, parts, .. } = reserved;
-        let act = match &self.op.act {
-            Act::Reserve { tokens, limits, .. } => {
+        let act = match (sender.send(result), &self.op.act) {
+            (Err(Ok(Answer::Reserved(reserved))), Act::Reserve { tokens, limits, .. }) => {
+                let Reserved { session, parts, .. } = reserved;
                 let tokens_back_us = limit_increment(*tokens, limits.tokens_per_minute);
                 Act::Release { session, parts, tokens_back_us }
             }
-            Act::Extend { .. } if !parts.is_empty() => Act::Shrink { session, parts },
+            (Err(Ok(Answer::Reserved(Reserved { session, parts, .. }))), Act::Extend { .. }) if !parts.is_empty() => {
+                Act::Shrink { session, parts }
+            }
+            // Whoever repeats the request under its key finds the hold; without one nobody knows its name.
+            (Err(Ok(Answer::Held { .. })), Act::Hold { record, .. }) if !record.id.can_be_named_again() => {
+                Act::ReleaseHold { record: record.id, expired_only: false }
+            }
             _ => return None,
         };
         Some(Pending::new(Op { account: self.op.account, act }, To::Nobody))
@@ -204,4 +209,31 @@ fn is_owed(act: &Act) -> bool {
 /// Refused at once while the ledger is out of reach.
 fn is_new_work(act: &Act) -> bool {
     matches!(act, Act::Reserve { .. } | Act::Hold { .. } | Act::Charge { must: false, .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::credits::Credits;
+    use crate::ledger::{AccountId, RecordId, RecordKey};
+
+    /// failures 3: a hold under a name that nobody heard of goes back; one with a key is found by whoever repeats the request.
+    #[test]
+    fn a_hold_that_nobody_heard_of_goes_back() {
+        let one = Credits::from_micro(1).unwrap();
+        let left = |id: Uuid| {
+            let record = RecordKey { id: RecordId(id), fingerprint: 7 };
+            let act = Act::Hold { record, amount: one, expires_in_us: 5, must: false };
+            let (sender, _) = oneshot::channel();
+            let pending = Pending::new(Op { account: AccountId::parse("ada").unwrap(), act }, To::Caller(sender));
+            let answer = Answer::Held { held: one, available: one, expires_at: 9 };
+            pending.answer(Ok(answer)).map(|pending| pending.op.act)
+        };
+        let made_up = Uuid::now_v7();
+        let back = Act::ReleaseHold { record: RecordId(made_up), expired_only: false };
+        assert_eq!(left(made_up), Some(back));
+        assert_eq!(left(Uuid::from_u128(7)), None);
+    }
 }

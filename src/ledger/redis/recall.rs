@@ -51,6 +51,11 @@ impl Recalling {
         self.look(epoch, pending, Duration::ZERO);
     }
 
+    /// As [`Recalling::ask`], in a moment.
+    pub(crate) fn ask_again(&mut self, epoch: u64, pending: Pending) {
+        self.look(epoch, pending, STORE_AGAIN);
+    }
+
     fn look(&mut self, epoch: u64, pending: Pending, after: Duration) {
         let Some(record) = pending.op.act.record() else { return };
         self.count += 1;
@@ -67,6 +72,10 @@ impl Recalling {
                     queue.push(Item::Recalled { pending, epoch, result });
                 }
                 () = stop.cancelled() => {
+                    if pending.is_owed() {
+                        let account = pending.op.account.as_str();
+                        tracing::error!(account, "what was owed is lost: its record was still being looked up");
+                    }
                     pending.answer(Err(LedgerError::Unavailable));
                 }
             }

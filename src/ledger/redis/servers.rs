@@ -45,10 +45,13 @@ pub(super) async fn check(connector: &Connector, link: &mut Link) -> Result<(), 
 /// and settings may be changed.
 pub(super) async fn watch(core: &Core, link: &mut Link) -> Result<(), CallError> {
     core.connector.poll().await;
-    let mut refuse = None;
+    let (mut refuse, mut silent) = (None, false);
     for server in core.connector.primaries().await? {
         // One that is out of reach says nothing about the others.
-        let Ok(info) = info(link, &server, &["memory"]).await else { continue };
+        let Ok(info) = info(link, &server, &["memory"]).await else {
+            silent = true;
+            continue;
+        };
         let number = |name| field(&info, name).and_then(|value| value.parse::<u64>().ok()).unwrap_or(0);
         let (used, max) = (number("used_memory"), number("maxmemory"));
         if max > 0 && u128::from(used) * 100 >= u128::from(max) * u128::from(MEMORY_FULL_PERCENT) {
@@ -57,7 +60,9 @@ pub(super) async fn watch(core: &Core, link: &mut Link) -> Result<(), CallError>
             refuse = Some((server, "its maxmemory-policy may evict balances, and must be noeviction"));
         }
     }
-    let before = core.memory_full.swap(refuse.is_some(), Ordering::Relaxed);
+    let before = core.is_memory_full();
+    // Nor does it say that what it was refused for is over.
+    core.memory_full.store(refuse.is_some() || (silent && before), Ordering::Relaxed);
     if let Some((server, reason)) = refuse.filter(|_| !before) {
         tracing::error!(%server, reason, "new work is refused for the sake of a Redis");
     }

@@ -1,5 +1,7 @@
 //! A worker's session with one shard: numbered batches, one at a time, each sent until it is answered.
 
+mod loss;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::loss::Place;
 use super::connection::{Backoff, CallError, Link};
 use super::loading::Loading;
 use super::queue::{Item, Pending, Queue, To};
@@ -17,7 +20,7 @@ use super::ring::{self, Ring};
 use super::wire::decode::{self, BatchReply};
 use super::wire::encode::{Header, Packed};
 use super::wire::{Keyspace, Malformed};
-use super::{Core, Position, meta, new_session, reopen, script, sweeper};
+use super::{Core, Position, meta, new_session, script, sweeper};
 use crate::credits::Credits;
 use crate::ledger::{Act, Answer, LedgerError, Op, SessionId};
 
@@ -41,6 +44,8 @@ pub(crate) async fn run(core: Arc<Core>, shard: u32, queue: Arc<Queue>, tasks: T
         loading,
         recalling,
         backoff: Backoff::default(),
+        claiming: false,
+        follows: None,
         core,
         shard,
         queue,
@@ -76,14 +81,10 @@ struct Session {
     loading: Loading,
     recalling: Recalling,
     backoff: Backoff,
-}
-
-/// Where a session stood.
-struct Place {
-    epoch: u64,
-    session: SessionId,
-    /// The last batch that was answered.
-    number: u64,
+    /// What is remembered has not been claimed yet.
+    claiming: bool,
+    /// The fenced session that this one goes on from, until it is known that both stand in the same history.
+    follows: Option<Place>,
 }
 
 impl Session {
@@ -201,6 +202,17 @@ impl Session {
                 self.core.metrics.ledger_batch_size.observe(answers.len() as f64);
                 let charges = self.hand_out(answers);
                 self.ring.keep(self.id, self.number, counter, charges);
+                if let Some(fenced) = self.follows.take()
+                    && !self.is_there(fenced).await
+                {
+                    tracing::error!(
+                        shard = self.shard,
+                        session = fenced.session.0,
+                        "the ledger lost what this session had acknowledged before it was fenced"
+                    );
+                    self.recover().await;
+                    return;
+                }
                 self.ring.flushed(flushed);
                 self.queue.acknowledged(backlogged || self.is_ring_full());
             }
@@ -215,6 +227,9 @@ impl Session {
                     if self.keys.epoch > fenced.epoch {
                         self.claim(fenced).await;
                     } else {
+                        if self.follows.is_none() && self.ring.len() > 0 {
+                            self.follows = Some(fenced);
+                        }
                         self.resend_batch();
                     }
                 }
@@ -231,125 +246,8 @@ impl Session {
         }
     }
 
-    /// The batch was not applied: its operations go first in the new session.
-    fn resend_batch(&mut self) {
-        let again = self.batch.drain(..).filter(|pending| !matches!(pending.op.act, Act::Recall { .. }));
-        for pending in again.collect::<Vec<_>>().into_iter().rev() {
-            self.ready.push_front(Item::Op(pending));
-        }
-    }
-
-    async fn reopen(&mut self, lost: u64) {
-        if reopen::reopen(&self.core, &mut self.link, self.shard, Some(lost)).await.is_err() {
-            sleep(self.backoff.pause()).await;
-        }
-    }
-
-    /// Begins again in the shard's next epoch, with what the store does not have of this session and those before it.
-    async fn recover(&mut self) {
-        let before = self.place();
-        while self.keys.epoch <= before.epoch {
-            self.reopen(before.epoch).await;
-            self.open().await;
-        }
-        self.claim(before).await;
-    }
-
-    fn place(&self) -> Place {
-        Place { epoch: self.keys.epoch, session: self.id, number: self.number }
-    }
-
-    /// What each of these sessions has in the store. From here on they stand still: no flush of an earlier epoch succeeds any
-    /// more, and no reopening writes what may yet come back of them.
-    async fn end_sessions(&mut self, sessions: &[SessionId]) -> Vec<(SessionId, u64)> {
-        let mut known: Option<Vec<(SessionId, u64)>> = None;
-        loop {
-            let numbers = match known.take() {
-                Some(known) => Ok(known),
-                None => {
-                    let numbers = self.core.epochs.numbers(self.shard, sessions).await;
-                    numbers.map(|numbers| sessions.iter().copied().zip(numbers).collect())
-                }
-            };
-            if let Ok(numbers) = numbers {
-                match self.core.epochs.close(self.shard, &numbers).await {
-                    Ok(true) => return numbers,
-                    // A reopening wrote more of them.
-                    Ok(false) => {}
-                    // Whether it was done is not known: the same again, since asked anew the store would only say that it is.
-                    Err(_) => known = Some(numbers),
-                }
-            }
-            sleep(self.backoff.pause()).await;
-        }
-    }
-
-    /// Takes up in the new epoch what the store does not have of the session that ended there, and of those before it.
-    async fn claim(&mut self, before: Place) {
-        let Place { session, number, .. } = before;
-        let mut sessions = self.ring.sessions();
-        if !sessions.contains(&session) {
-            sessions.push(session);
-        }
-        let numbers = self.end_sessions(&sessions).await;
-        let stored = |id| numbers.iter().find(|(session, _)| *session == id).map_or(0, |(_, number)| *number);
-        let (charges, batches) = self.ring.recover(stored);
-        let micro = charges.iter().fold(Credits::ZERO, |sum, op| sum.saturating_add(ring::charged(op)));
-        let metrics = &self.core.metrics;
-        metrics.reopened_entries.with_label_values(&["claimed"]).inc_by(batches);
-        metrics.reopened_credits.inc_by(micro.micro().unsigned_abs());
-        if !charges.is_empty() {
-            tracing::warn!(
-                shard = self.shard,
-                session = session.0,
-                charges = charges.len(),
-                credits = %micro,
-                "charged again: Redis had acknowledged these and lost them before they were in the store"
-            );
-        }
-        if stored(session) > number {
-            // Its reply was lost, and it took effect.
-            let batch: Vec<Pending> = self.batch.drain(..).collect();
-            self.batch = batch.into_iter().filter_map(|pending| self.took_effect(pending)).collect();
-        }
-        self.resend_batch();
-        for op in charges.into_iter().rev() {
-            self.ready.push_front(Item::Op(Pending { reloaded: true, ..Pending::new(op, To::Nobody) }));
-        }
-    }
-
-    /// An operation whose batch is in the store. Answers it where it is still to be done: what a batch holds ended with
-    /// its epoch, and what only asks may ask again.
-    fn took_effect(&self, pending: Pending) -> Option<Pending> {
-        let answer = match &pending.op.act {
-            Act::Settle { actual, .. } | Act::Charge { actual, must: true, .. } => {
-                Ok(Answer::Settled { charged: *actual, available: Credits::ZERO })
-            }
-            // Done or refused: the store does not tell. Nobody may take it for either. With a key, asking again tells.
-            Act::Charge { record: None, .. } | Act::SettleHold { .. } | Act::ReleaseHold { .. } => {
-                Err(LedgerError::Unavailable)
-            }
-            _ => return Some(pending),
-        };
-        if let Ok(answer) = &answer {
-            self.core.counters.count(&pending.op.act, answer);
-        }
-        pending.answer(answer)
-    }
-
     fn is_ring_full(&self) -> bool {
         self.ring.len() >= self.core.settings.max_unflushed
-    }
-
-    /// Whether the batch under way is in the store. The ledger says of a fenced session's that it was not applied: it may have
-    /// been, in a history that was lost since.
-    async fn is_stored(&mut self) -> bool {
-        loop {
-            match self.core.epochs.numbers(self.shard, &[self.id]).await {
-                Ok(numbers) => return numbers.first().is_some_and(|number| *number > self.number),
-                Err(_) => sleep(self.backoff.pause()).await,
-            }
-        }
     }
 
     /// The same bytes, until there is an answer.
@@ -406,6 +304,11 @@ impl Session {
                     self.recalling.ask(self.keys.epoch, pending);
                     continue;
                 }
+                // While the shard settles in an unknown hold may still be claimed, after which it is released all the same.
+                (Answer::Backlogged, Act::ReleaseHold { .. }) if matches!(pending.to, To::Nobody) => {
+                    self.recalling.ask_again(self.keys.epoch, pending);
+                    continue;
+                }
                 // The key was used for another request since: what was acknowledged is charged all the same.
                 (Answer::Mismatch, Act::Charge { must: true, record, .. }) if record.is_some() => {
                     *record = None;
@@ -455,7 +358,7 @@ impl Session {
 
     /// Nothing is answered after this.
     fn end(&mut self) {
-        let mut owed = self.loading.give_up();
+        let mut owed = self.loading.give_up() + if self.claiming { self.ring.len() } else { 0 };
         let left = self.batch.drain(..).map(Item::Op).chain(self.ready.drain(..)).chain(self.queue.close());
         for item in left {
             if let Item::Op(pending) = item {

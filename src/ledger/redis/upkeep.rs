@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use redis::{Cmd, Value};
 use uuid::Uuid;
 
@@ -17,6 +18,8 @@ use crate::ledger::{AccountId, Act, Answer, Op, RecordId, SessionId, SharedLedge
 const INTERVAL: Duration = Duration::from_secs(1);
 /// API holds returned in one round.
 const HOLDS_MAX: usize = 200;
+/// What could not be returned is tried again so much later.
+const HOLD_AGAIN_US: u64 = 60_000_000;
 /// Keys looked at for idle accounts, in one round.
 const SCAN_COUNT: usize = 500;
 /// Pages of keys looked at in one round, while there are some of earlier epochs to drop.
@@ -24,18 +27,20 @@ const PAGES_MAX: usize = 20;
 /// Accounts parked for one page of keys.
 const PARK_MAX: usize = 50;
 
-/// Goes round all shards, once a second, for ever. `ledger` is a session of its own.
+/// Looks after each shard once a second, for ever. `ledger` is a session of its own. Side by side: one whose server does not
+/// answer must not keep the others waiting.
 pub(super) async fn run(core: Arc<Core>, ledger: SharedLedger) {
-    let mut scans = vec!["0".to_owned(); core.shards as usize];
-    let mut upkeep = Upkeep { link: core.link(0), ledger, core };
-    loop {
-        for (shard, scan) in (0..).zip(&mut scans) {
-            if let Err(error) = upkeep.shard(shard, scan).await {
+    let shard = async |shard| {
+        let mut scan = "0".to_owned();
+        let mut upkeep = Upkeep { link: core.link(shard), ledger: ledger.clone(), core: core.clone() };
+        loop {
+            if let Err(error) = upkeep.shard(shard, &mut scan).await {
                 tracing::warn!(shard, %error, "expired holds and idle accounts wait");
             }
+            tokio::time::sleep(INTERVAL).await;
         }
-        tokio::time::sleep(INTERVAL).await;
-    }
+    };
+    join_all((0..core.shards).map(shard)).await;
 }
 
 struct Upkeep {
@@ -47,7 +52,6 @@ struct Upkeep {
 impl Upkeep {
     /// `scan`: where the search for idle accounts goes on.
     async fn shard(&mut self, shard: u32, scan: &mut String) -> Result<(), CallError> {
-        self.link.turn_to(shard);
         let position = meta::find_or_make(&self.core, &mut self.link, shard)
             .await
             .map_err(|error| CallError::Broken(error.to_string()))?;
@@ -69,24 +73,41 @@ impl Upkeep {
             [seconds, micros] => format!("{seconds}{micros:0>6}"),
             _ => return Ok(()),
         };
+        let Ok(again) = now.parse::<u64>().map(|now| now.saturating_add(HOLD_AGAIN_US)) else { return Ok(()) };
         let mut command = Cmd::new();
         command.arg("ZRANGEBYSCORE").arg(keys.holds()).arg(0).arg(now).arg("LIMIT").arg(0).arg(HOLDS_MAX);
         let due = texts(self.link.send(&command).await?);
         let mut replies = Vec::with_capacity(due.len());
         for member in due {
-            let Some((record, account)) = hold_of(&member) else { continue };
+            let Some((record, account)) = hold_of(&member) else {
+                self.forget(keys, &member).await?;
+                continue;
+            };
             let act = Act::ReleaseHold { record, expired_only: true };
             replies.push((member, self.ledger.submit(Op { account, act })));
         }
         for (member, reply) in replies {
-            // The record is gone, or was finished before.
-            if let Ok(Answer::UnknownHold | Answer::Finished(_) | Answer::NotLoaded) = reply.await {
-                let mut command = Cmd::new();
-                command.arg("ZREM").arg(keys.holds()).arg(member);
-                self.link.send(&command).await?;
+            match reply.await {
+                Ok(Answer::Released { .. }) => {}
+                // The record is gone, or was finished before.
+                Ok(Answer::UnknownHold | Answer::Finished(_) | Answer::NotLoaded) => {
+                    self.forget(keys, &member).await?;
+                }
+                // What cannot be returned now makes room: those behind it are due as well.
+                _ => {
+                    let mut command = Cmd::new();
+                    command.arg("ZADD").arg(keys.holds()).arg("XX").arg("GT").arg(again).arg(member);
+                    self.link.send(&command).await?;
+                }
             }
         }
         Ok(())
+    }
+
+    async fn forget(&mut self, keys: &Keyspace, member: &str) -> Result<(), CallError> {
+        let mut command = Cmd::new();
+        command.arg("ZREM").arg(keys.holds()).arg(member);
+        self.link.send(&command).await.map(drop)
     }
 
     /// Parks some accounts that nobody asked for in a long time: their place is the store, once it knows all. And drops what

@@ -258,3 +258,34 @@ async fn what_only_the_worker_knows_of_keys_and_holds_is_done_again() {
     assert_eq!((balance.available, balance.held, balance.debt), (credits(976), credits(0), credits(0)));
     fixture.shut_down().await;
 }
+
+/// failures 3: a hold that one worker was told of and another released, neither in the store. Whichever claims first, the hold
+/// ends released.
+#[tokio::test]
+async fn a_release_that_only_its_worker_remembers_is_not_dropped() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let (account, other) = (fixture.account("ada", 1_000), fixture.connect());
+    let claimed = || fixture.metrics.reopened_entries.with_label_values(&["claimed"]).get();
+    for round in 0..crate::recovery::rounds() {
+        let record = RecordKey { id: RecordId(Uuid::from_u128(round as u128)), fingerprint: 7 };
+        let hold = Act::Hold { record, amount: credits(10), expires_in_us: 3_600_000_000, must: false };
+        let release = Act::ReleaseHold { record: record.id, expired_only: false };
+        assert!(matches!(ask(&fixture.ledger, &account, hold).await, Answer::Held { .. }));
+        assert!(matches!(ask(&other, &account, release).await, Answer::Released { .. }));
+        let before = claimed();
+        redis.command(&["FLUSHALL"]);
+        eventually(Duration::from_secs(20), "both claim what they remember", || async {
+            (claimed() >= before + 2).then_some(())
+        })
+        .await;
+        // What a worker claims goes before what it is asked from then on.
+        fixture.balance(&account).await;
+        eventually(Duration::from_secs(20), "nothing is held", || async {
+            let balance = fixture.balance(&account).await;
+            (balance.held == credits(0) && balance.available == credits(1_000)).then_some(())
+        })
+        .await;
+    }
+    fixture.shut_down().await;
+}

@@ -132,6 +132,29 @@ async fn an_unreadable_account_fails_only_its_own_operations() {
     fixture.shut_down().await;
 }
 
+/// More expired holds than one round takes, of an account that cannot be read, stand before another's: that one's goes back.
+#[tokio::test]
+async fn holds_that_cannot_be_returned_keep_no_others() {
+    let redis = Redis::start();
+    let fixture = Fixture::new(&redis).await;
+    let (ada, bob) = (fixture.account("ada", 1_000), fixture.account("bob", 100));
+    let key = |number| RecordKey { id: RecordId(Uuid::from_u128(number)), fingerprint: 7 };
+    let hold = |number, us| Act::Hold { record: key(number), amount: credits(1), expires_in_us: us, must: false };
+    for number in 0..250 {
+        assert!(matches!(ask(&fixture.ledger, &ada, hold(number, 1_000)).await, Answer::Held { .. }));
+    }
+    assert!(matches!(ask(&fixture.ledger, &bob, hold(999, 2_000)).await, Answer::Held { .. }));
+    redis.command(&["ZADD", "fg:{00}:0:holds", "1", "no record's name"]);
+    redis.command(&["SET", "fg:{00}:0:acct:ada", "rubbish"]);
+    fixture.sweep();
+    eventually(Duration::from_secs(20), "bob's hold goes back", || async {
+        (fixture.balance(&bob).await.held == credits(0)).then_some(())
+    })
+    .await;
+    assert_eq!(redis.command(&["ZCARD", "fg:{00}:0:holds"]), "250", "what is not returned is not forgotten either");
+    fixture.shut_down().await;
+}
+
 #[tokio::test]
 async fn api_holds_are_records_that_expire() {
     let redis = Redis::start();

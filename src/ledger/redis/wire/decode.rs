@@ -62,15 +62,15 @@ fn answer(reader: &mut Reader<'_>, session: SessionId, op: &Op) -> Result<Answer
             reserved(reader, session)?
         }
         2 => {
-            let available = credits(reader)?;
+            let available = told(reader)?;
             Answer::Settled { charged: credits(reader)?, available }
         }
-        3 => Answer::Released { available: credits(reader)? },
+        3 => Answer::Released { available: told(reader)? },
         4 => {
-            let available = credits(reader)?;
+            let available = told(reader)?;
             Answer::Held { held: credits(reader)?, available, expires_at: reader.uint()? }
         }
-        5 => Answer::Insufficient { available: credits(reader)?, held: credits(reader)? },
+        5 => Answer::Insufficient { available: told(reader)?, held: told(reader)? },
         6 => {
             let limit = match reader.int()? {
                 1 => Limit::Requests,
@@ -105,7 +105,7 @@ fn answer(reader: &mut Reader<'_>, session: SessionId, op: &Op) -> Result<Answer
 }
 
 fn reserved(reader: &mut Reader<'_>, session: SessionId) -> Result<Answer, Malformed> {
-    let available = credits(reader)?;
+    let available = told(reader)?;
     let (requests_busy_us, tokens_busy_us) = (reader.uint()?, reader.uint()?);
     let mut parts = Parts::new();
     for _ in 0..reader.uint()? / 2 {
@@ -130,14 +130,14 @@ fn settled_plainly(reader: &mut Reader<'_>, act: &Act) -> Result<Answer, Malform
 
 fn balance(reader: &mut Reader<'_>) -> Result<Answer, Malformed> {
     let mut balance = Balance {
-        available: credits(reader)?,
-        held: credits(reader)?,
-        debt: credits(reader)?,
+        available: told(reader)?,
+        held: told(reader)?,
+        debt: told(reader)?,
         frozen: reader.flag()?,
         seq: reader.uint()?,
         change: reader.uint()?,
         in_flight: reader.uint()?,
-        clawed: credits(reader)?,
+        clawed: told(reader)?,
         grants: Vec::new(),
     };
     for _ in 0..reader.uint()? {
@@ -334,7 +334,8 @@ fn credits(reader: &mut Reader<'_>) -> Result<Credits, Malformed> {
     Credits::from_micro(reader.int()?).ok_or(Malformed("an amount is out of bounds"))
 }
 
-/// An event's amount is cut to bounds, as the model cuts it: an event must not be refused.
+/// What is told of an account is cut to bounds, as the model cuts it: an event must not be refused, nor a whole batch because of
+/// one account that was damaged.
 fn told(reader: &mut Reader<'_>) -> Result<Credits, Malformed> {
     Ok(Credits::saturating_from_micro(i128::from(reader.int()?)))
 }
