@@ -9,14 +9,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::fold::Folder;
+use super::pace::{BACKOFF_MAX, BACKOFF_MIN, FlushError};
 use crate::config;
 use crate::ledger::log::{Cursor, Entries, EventLog, LogError};
 use crate::store::{FlushBatch, SharedStore, StoreError, StoreResult, journal};
 use crate::telemetry::Metrics;
 
-/// The first wait after a failure; it doubles up to [`BACKOFF_MAX`].
-pub(super) const BACKOFF_MIN: Duration = Duration::from_millis(20);
-pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// The least time between the starts of two group commits. Each costs about as much as writing down fifty requests does,
 /// most of it for the sync.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(4);
@@ -28,14 +26,6 @@ pub const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 
 /// How often another process may move the cursor while this one takes the store over.
 const TAKE_OVER_ATTEMPTS: usize = 16;
-
-#[derive(Debug, thiserror::Error)]
-pub(super) enum FlushError {
-    #[error(transparent)]
-    Log(#[from] LogError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
 
 /// Begins a new epoch for a ledger that has its store alone. A process that had the store before, and may still run
 /// somewhere, can write there no more: of two embedded ledgers over one Postgres each would spend the whole balance.

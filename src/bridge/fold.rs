@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::flush::{BACKOFF_MAX, BACKOFF_MIN, FlushError};
+use super::pace::{BACKOFF_MAX, BACKOFF_MIN, FlushError};
 use crate::ledger::log::{Cursor, EventLog, LogError};
 use crate::store::{FlushBatch, Journal, SharedStore, StoreError};
 use crate::telemetry::Metrics;

@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod flush;
 pub mod fold;
+mod pace;
 pub mod push;
 pub mod redis;
 pub mod reopen;

@@ -1,13 +1,13 @@
 //! The store's part in opening a shard anew.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use crate::ledger::redis::wire::decode::Entry;
 use crate::ledger::redis::{Epochs, Position, Standing};
-use crate::ledger::{AccountId, Event, LedgerError, SessionId};
+use crate::ledger::{AccountId, Event, LedgerError, RecordState, SessionId};
 use crate::store::{Cursor, FlushBatch, SharedStore, StoreError, StoreResult};
 
 /// How often another process may write a piece while this one prepares the same.
@@ -41,12 +41,38 @@ impl StoreEpochs {
         }
         let count = new.len() as u64;
         let sessions = new.iter().map(|entry| (entry.session.0, entry.number)).collect();
-        let records = new.iter().flat_map(|entry| entry.records.iter().cloned()).collect();
-        let events = self.renumbered(new.into_iter().flat_map(|entry| entry.events.iter().cloned())).await?;
+        let records: Vec<_> = new.iter().flat_map(|entry| entry.records.iter().cloned()).collect();
+        let events = new.into_iter().flat_map(|entry| entry.events.iter().cloned());
+        let events = self.charged_once(events, &records).await?;
+        let events = self.renumbered(events.into_iter()).await?;
         let to = from.counter + 1;
         let batch = FlushBatch { shard, from, to, events, sessions, records, unreadable, ..FlushBatch::default() };
         self.store.flush(batch).await?;
         Ok(Some(count))
+    }
+
+    /// Without what was charged under a record that the store has as charged: between a loss and its discovery another
+    /// worker may have taken a repeated request for a new one. `records` are those of the events.
+    async fn charged_once(
+        &self,
+        events: impl Iterator<Item = Event>,
+        records: &[(AccountId, RecordState)],
+    ) -> StoreResult<Vec<Event>> {
+        let (mut once, mut here) = (Vec::new(), HashSet::new());
+        for event in events {
+            if let Some(id) = event.record {
+                let print = records.iter().find(|(_, record)| record.id == id).map(|(_, record)| record.fingerprint);
+                let stored = self.store.record(&event.account, id).await?.filter(|record| record.held.is_none());
+                // Another request under the same key is another charge.
+                let again = stored.is_some_and(|stored| print.is_none_or(|print| print == stored.fingerprint));
+                if again || !here.insert((id, print)) {
+                    tracing::warn!(account = %event.account, "charged under its key before: not again");
+                    continue;
+                }
+            }
+            once.push(event);
+        }
+        Ok(once)
     }
 
     /// Events as they go on from where the store has their accounts. Their own numbers may be of a history that the store

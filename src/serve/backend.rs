@@ -84,6 +84,7 @@ pub struct Backend {
     faces: Stage,
     sessions: Stage,
     flusher: Stage,
+    owner: Stage,
 }
 
 impl Backend {
@@ -94,7 +95,7 @@ impl Backend {
     pub async fn open(parts: BackendParts) -> Result<Backend, Failure> {
         let BackendParts { config, current, store, admin_token, metrics, broken, role } = parts;
         let (sessions, flusher) = (Stage::new("ledger", &broken), Stage::new("flusher", &broken));
-        let faces = Stage::new("control plane", &broken);
+        let (faces, owner) = (Stage::new("control plane", &broken), Stage::new("owner", &broken));
         let spenders = Arc::new(Spenders::default());
         let opened = Opening {
             config: &config,
@@ -102,6 +103,7 @@ impl Backend {
             metrics: &metrics,
             sessions: &sessions,
             flusher: &flusher,
+            owner: &owner,
             spenders: &spenders,
             role,
         };
@@ -171,7 +173,7 @@ impl Backend {
             routes_ready: Arc::new(move || ready.load(Ordering::Acquire)),
             tasks: faces.tasks.clone(),
         });
-        Ok(Backend { identity, pusher, ledgers, api, admin, hub, routes_ready, store, faces, sessions, flusher })
+        Ok(Backend { identity, pusher, ledgers, api, admin, hub, routes_ready, store, faces, sessions, flusher, owner })
     }
 
     /// The control plane on the main listener.
@@ -208,8 +210,10 @@ impl Backend {
         let faces = self.faces.end(STEP_LIMIT).await;
         let sessions = self.sessions.end(STEP_LIMIT).await;
         let flusher = self.flusher.end(FLUSH_LIMIT).await;
+        // Not before the last event is written: whoever takes the store over cuts the flusher off.
+        let owner = self.owner.end(STEP_LIMIT).await;
         let store = tokio::time::timeout(STEP_LIMIT, self.store.close()).await.is_ok();
-        if faces && sessions && flusher && store {
+        if faces && sessions && flusher && owner && store {
             return Ok(());
         }
         Err(Failure::new(Exit::Unavailable, "not everything ended in time; the log says what did not"))
@@ -259,6 +263,7 @@ struct Opening<'a> {
     metrics: &'a Metrics,
     sessions: &'a Stage,
     flusher: &'a Stage,
+    owner: &'a Stage,
     spenders: &'a Arc<Spenders>,
     role: Role,
 }
@@ -271,7 +276,7 @@ impl Opening<'_> {
             if !self.config.store.url.is_empty() {
                 let name = owner::name(&self.config.data_dir)?;
                 owner::own(self.store, name, self.role == Role::Command).await?;
-                self.flusher.spawn("owner", owner::keep(self.store.clone(), name, self.flusher.stop.clone()));
+                self.owner.spawn("owner", owner::keep(self.store.clone(), name, self.owner.stop.clone()));
             }
             let taken = flush::take_over(self.store).await;
             taken.map_err(Failure::while_doing(Exit::Unavailable, "taking the store over"))?;
@@ -361,7 +366,9 @@ async fn keep(store: SharedStore, retention: Retention, stop: CancellationToken)
             }
             match store.keep(retention).await {
                 Ok(pruned) if pruned == Pruned::default() => {}
-                Ok(Pruned { usage_rows, dead_letters }) => tracing::info!(usage_rows, dead_letters, "pruned the store"),
+                Ok(Pruned { usage_rows, dead_letters, notifications }) => {
+                    tracing::info!(usage_rows, dead_letters, notifications, "pruned the store");
+                }
                 Err(error) => tracing::warn!(%error, "the store's upkeep failed; it is tried again"),
             }
             if let Err(error) = store.prune().await {

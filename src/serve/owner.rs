@@ -21,14 +21,17 @@ pub(super) fn name(data_dir: &Path) -> Result<u64, Failure> {
     let failed = |error: std::io::Error| Failure::new(Exit::Internal, format!("the data directory's name: {error}"));
     let path = data_dir.join(OWNER_FILE);
     match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map_err(|_| failed(std::io::ErrorKind::InvalidData.into())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let name = getrandom::u64().map_err(Failure::while_doing(Exit::Internal, "no random numbers"))?;
-            std::fs::write(&path, name.to_string()).map_err(failed)?;
-            Ok(name)
-        }
-        Err(error) => Err(failed(error)),
+        // A crash may have left it empty: then it has named nobody yet.
+        Ok(text) if text.trim().is_empty() => {}
+        Ok(text) => return text.trim().parse().map_err(|_| failed(std::io::ErrorKind::InvalidData.into())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
     }
+    let name = getrandom::u64().map_err(Failure::while_doing(Exit::Internal, "no random numbers"))?;
+    // Whole or not at all.
+    let fresh = path.with_extension("new");
+    std::fs::write(&fresh, name.to_string()).and_then(|()| std::fs::rename(&fresh, &path)).map_err(failed)?;
+    Ok(name)
 }
 
 /// A gateway has the store from here on, whoever had it. A command has it only where nobody else does.
@@ -60,5 +63,23 @@ pub(super) async fn keep(store: SharedStore, owner: u64, stop: CancellationToken
     }
     if let Err(error) = store.disown(owner).await {
         tracing::warn!(%error, "the store still says that this process has it; it forgets in ten seconds");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_stays_and_an_empty_one_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let name_now = || name(dir.path()).unwrap();
+        let first = name_now();
+        assert_eq!(name_now(), first);
+        std::fs::write(dir.path().join(OWNER_FILE), "").unwrap();
+        let second = name_now();
+        assert_eq!(name_now(), second);
+        std::fs::write(dir.path().join(OWNER_FILE), "garbled").unwrap();
+        assert!(name(dir.path()).is_err());
     }
 }

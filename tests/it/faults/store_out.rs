@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use faregate::usage::Usage;
 use rand::{Rng, SeedableRng};
 
 use super::load::{Load, Seen, ask};
@@ -17,10 +20,10 @@ fn patient() -> Options {
     Options::new().set("ledger.settle_wait_ms", 10_000)
 }
 
-/// How long a store stays away: FAREGATE_FAULT_OUTAGE_MS, three seconds without it.
+/// How long a store stays away: FAREGATE_FAULT_OUTAGE_MS, one and a half seconds without it.
 fn outage() -> Duration {
     let given = std::env::var("FAREGATE_FAULT_OUTAGE_MS").ok().map(|ms| ms.parse().expect("milliseconds"));
-    Duration::from_millis(given.unwrap_or(3_000))
+    Duration::from_millis(given.unwrap_or(1_500))
 }
 
 /// A moment within `at_most`, to be told when a test fails.
@@ -51,21 +54,19 @@ async fn exact(gate: &Faregate, seen: &Seen) {
 /// failures 22, 24 (litellm#33872, #21514): with the store away requests go on, and what they used is written afterwards.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_go_on_while_postgres_is_stopped() {
-    let scene = Scene::durable(patient());
+    // What is under way when the store goes is given up within each outage.
+    let scene = Scene::durable(patient().set("store.timeout_ms", 1_000));
     let key = scene.gate.user("ann", "1000000").await;
     let load = Load::start(&scene.gate.url(""), &key, 8);
-    for round in 0..fault_rounds() {
+    for _ in 0..fault_rounds() {
         load.more(30).await;
         scene.postgres().pause();
         let begun = tokio::time::Instant::now();
-        load.more(100).await;
-        // The first is a whole outage; the others show that the moment does not matter.
-        if round == 0 {
-            tokio::time::sleep_until(begun + outage()).await;
-            load.more(20).await;
-            assert!(scene.gate.metric("faregate_outbox_backlog").await > 0.0, "the backlog is told");
-            assert!(scene.gate.metric("faregate_outbox_lag_milliseconds").await > 0.0, "and how old it is");
-        }
+        load.more(50).await;
+        tokio::time::sleep_until(begun + outage()).await;
+        load.more(20).await;
+        assert!(scene.gate.metric("faregate_outbox_backlog").await > 0.0, "the backlog is told");
+        assert!(scene.gate.metric("faregate_outbox_lag_milliseconds").await > 0.0, "and how old it is");
         scene.postgres().resume();
         load.more(30).await;
     }
@@ -184,6 +185,18 @@ async fn a_poisoned_event_stops_none_behind_it() {
     let letters = scene.gate.admin(hyper::Method::GET, "/admin/v1/dead-letters?limit=1", None).await.json();
     assert_eq!(letters["data"][0]["reason"], "refused", "{letters}");
     assert_eq!(letters["data"][0]["usage"]["model"], "sim-poison", "{letters}");
+    // Asked for alone it comes with all its bytes.
+    let show = async |id: &str| {
+        let path = format!("/admin/v1/dead-letters/{id}");
+        scene.gate.admin(hyper::Method::GET, &path, None).await
+    };
+    let whole = show(&letters["data"][0]["id"].to_string()).await.json();
+    let bytes = STANDARD.decode(whole["raw"].as_str().unwrap()).unwrap();
+    assert_eq!(Usage::decode(&bytes).unwrap().model.as_deref(), Some("sim-poison"));
+    assert_eq!((&whole["event"], &whole["usage"]), (&letters["data"][0]["event"], &letters["data"][0]["usage"]));
+    for unknown in ["0", "9223372036854775807", "x"] {
+        assert_eq!(show(unknown).await.status, 404, "{unknown}");
+    }
     assert_eq!(scene.postgres().query("SELECT count(*) FROM dead_letters"), [rounds.to_string()]);
     // What was charged for it is charged: the audit counts the letters.
     scene.gate.audit().unwrap();

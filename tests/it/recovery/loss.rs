@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Scene, exact, rounds, serves};
-use crate::support::{Redis, eventually};
+use crate::support::{Options, Redis, eventually};
 
 /// failures 5, 15, 23, 28, 46: Redis is emptied under load. Two replicas lose their sessions at once, balances come back
 /// from the store, and what was acknowledged and not yet flushed is charged from what they remember.
@@ -104,17 +104,31 @@ async fn a_gateway_starts_over_an_emptied_redis() {
     serves(&scene, "ann").await;
 }
 
-/// A stopped Redis loses nothing, and nobody is fenced: sessions go on where they were.
+/// A stopped Redis loses nothing, and nobody is fenced: sessions go on where they were. It stands still for half as long again
+/// as a session may.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_stands_still_for_fifteen_seconds_fences_nobody() {
-    let mut scene = Scene::start(Redis::durable());
+async fn a_redis_that_stands_still_fences_nobody() {
+    let still = u64::try_from(stall().as_millis()).unwrap();
+    let settings = Options::new()
+        .set("ledger.fence_after_ms", still * 2 / 3)
+        .set("ledger.unacknowledged_limit_ms", still / 3)
+        .set("store.timeout_ms", still / 2);
+    let mut scene = Scene::with(Redis::durable(), settings);
     let load = scene.load("ann", &[&scene.gate]).await.remove(0);
-    load.more(40).await;
-    scene.redis.pause();
-    tokio::time::sleep(Duration::from_secs(15)).await;
-    scene.redis.resume();
+    for _ in 0..rounds() {
+        load.more(20).await;
+        scene.redis.pause();
+        tokio::time::sleep(stall()).await;
+        scene.redis.resume();
+    }
     load.more(40).await;
     exact(&scene.gate, "ann", &[load.stop().await]).await;
     assert_eq!(scene.gate.metric("faregate_sessions_fenced_total").await, 0.0);
     assert_eq!(scene.gate.metric("faregate_ledger_reopenings_total").await, 0.0);
+}
+
+/// How long something stands still: FAREGATE_FAULT_STALL_MS, three seconds without it.
+fn stall() -> Duration {
+    let given = std::env::var("FAREGATE_FAULT_STALL_MS").ok().map(|ms| ms.parse().expect("milliseconds"));
+    Duration::from_millis(given.unwrap_or(3_000))
 }

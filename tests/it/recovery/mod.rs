@@ -5,6 +5,7 @@
 mod alone;
 mod keyed;
 mod loss;
+mod reopening;
 
 use std::time::Duration;
 
@@ -31,9 +32,13 @@ struct Scene {
 
 impl Scene {
     fn start(redis: Redis) -> Scene {
+        Scene::with(redis, Options::new())
+    }
+
+    fn with(redis: Redis, settings: Options) -> Scene {
         let (sim, postgres) = (Sim::start(), Postgres::start());
         let proxy = ChaosProxy::start(redis.addr());
-        let gate = Faregate::start(options(&sim, &proxy, &postgres));
+        let gate = Faregate::start(over(settings, &sim, &proxy, &postgres));
         Scene { gate, sim, proxy, redis, postgres }
     }
 
@@ -58,7 +63,11 @@ impl Scene {
 
 /// The last bytes of an answer wait for its charge, however long that takes: so who saw the end was charged.
 fn options(sim: &Sim, proxy: &ChaosProxy, postgres: &Postgres) -> Options {
-    Options::new()
+    over(Options::new(), sim, proxy, postgres)
+}
+
+fn over(settings: Options, sim: &Sim, proxy: &ChaosProxy, postgres: &Postgres) -> Options {
+    settings
         .set("plans.free.signup_credits", 0)
         .set("ledger.settle_wait_ms", 60_000)
         .set("ledger.heartbeat_interval_ms", 200)
