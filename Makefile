@@ -2,7 +2,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test torture test-clients test-stripe-types test-api test-rules test-deploy test-web web load fuzz bench bench-setup bench-footprint bench-micro bench-usage bench-flush bench-webhooks fmt lint licences
+.PHONY: help run build test torture test-valkey test-clients test-stripe-types test-api test-rules test-deploy test-web web load fuzz bench bench-setup bench-footprint bench-micro bench-usage bench-flush bench-webhooks fmt lint licences
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ test-web: ## The React package, and the pages in a headless Chromium (installs N
 
 web: ## Builds the billing page and the console into web/dist, which the program compiles in
 	cd web && npm ci --ignore-scripts --no-audit --no-fund && node pages/build.mjs
+
+test-valkey: ## The ledger's tests against Valkey in place of Redis (installs it into .tools)
+	scripts/setup-test.sh
+	scripts/test-valkey.sh
 
 test-api: ## A running gateway driven from its OpenAPI documents, by schemathesis
 	scripts/test-api.sh

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -31,7 +31,7 @@ struct LetterView {
     event: Option<Box<RawValue>>,
     /// Its usage, where that can be read.
     usage: Option<Usage>,
-    /// Where it cannot: its bytes, or those of the entry of the log, as base64.
+    /// Its bytes, or those of the entry of the log, as base64: where they cannot be read, and where one letter was asked for.
     raw: Option<String>,
 }
 
@@ -39,6 +39,15 @@ pub(super) async fn list(State(admin): State<Arc<Admin>>, Paging(page): Paging) 
     let page = admin.store.dead_letters(page).await?;
     let data: Vec<LetterView> = page.data.into_iter().map(view).collect();
     Ok(json(StatusCode::OK, &List { data, next: page.next }))
+}
+
+/// One of them, with all its bytes.
+pub(super) async fn show(State(admin): State<Arc<Admin>>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let unknown = || Problem::not_found("there is no such dead letter");
+    let id = id.parse().map_err(|_| unknown())?;
+    let letter = admin.store.dead_letter(id).await?.ok_or_else(unknown)?;
+    let raw = (!letter.usage.is_empty()).then(|| STANDARD.encode(&letter.usage));
+    Ok(json(StatusCode::OK, &LetterView { raw, ..view(letter) }))
 }
 
 fn view(letter: DeadLetter) -> LetterView {

@@ -5,7 +5,7 @@
 //! GET; DELETE `…/{key}`), `users/{id}/freeze` (POST, DELETE), `users/{id}/usage` (GET), and for service keys `keys`
 //! (POST, GET; DELETE `…/{key}`, which revokes any key), `usage` (GET); of billing `users/{id}/flag` (DELETE) and `events`
 //! (GET `events/{id}`, POST `events/{id}/replay`); `audit` (GET) and `audit/books` (GET; POST `…/repair`); `dead-letters`
-//! (GET); `reports/usage`, `reports/revenue`, `feedback`, `experiments`, `fraud` (GET); `users/{id}/billing-link` (POST) makes a link to the billing page.
+//! (GET; GET `…/{id}`); `reports/usage`, `reports/revenue`, `feedback`, `experiments`, `fraud` (GET); `users/{id}/billing-link` (POST) makes a link to the billing page.
 //! `/console` is for people.
 //!
 //! A change is stored first and then pushed into the ledger; when the answer leaves, it is live. Where the ledger does not
@@ -167,6 +167,7 @@ fn operator_routes() -> Listed<Arc<Admin>> {
         .route("/audit/books", get(audit::books))
         .route("/audit/books/repair", post(audit::repair))
         .route("/dead-letters", get(dead_letters::list))
+        .route("/dead-letters/{id}", get(dead_letters::show))
 }
 
 /// What is open to whoever gets to the listener.

@@ -111,6 +111,8 @@ impl Default for Store {
             flush_interval_ms: 20,
             usage_retention_months: 0,
             dead_letter_retention_days: 0,
+            read_notification_retention_days: 90,
+            notification_retention_days: 365,
         }
     }
 }

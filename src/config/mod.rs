@@ -138,6 +138,10 @@ pub struct Store {
     pub usage_retention_months: u32,
     /// Days for which dead letters are kept; 0: for ever.
     pub dead_letter_retention_days: u32,
+    /// Days for which notifications are kept after they were read; 0: for ever.
+    pub read_notification_retention_days: u32,
+    /// Days for which they are kept at all; 0: for ever.
+    pub notification_retention_days: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

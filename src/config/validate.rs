@@ -21,6 +21,8 @@ const MAX_WORKERS: usize = 1024;
 /// A hundred years.
 const MAX_MONTHS: u32 = 1_200;
 const MAX_DAYS: u32 = 36_525;
+/// What a notification was raised for may be told again: Stripe sends an event again for 30 days.
+const NOTICE_DAYS_MIN: u32 = 31;
 /// Two hexadecimal digits name a shard in Redis.
 const MAX_SHARDS: u32 = 256;
 /// The plan of users for whom none is named.
@@ -343,6 +345,13 @@ fn ledger(config: &Config, found: &mut Findings) {
     found.check(months <= MAX_MONTHS, "store.usage_retention_months", format!("must be at most {MAX_MONTHS}"));
     let days = store.dead_letter_retention_days;
     found.check(days <= MAX_DAYS, "store.dead_letter_retention_days", format!("must be at most {MAX_DAYS}"));
+    for (name, days) in [
+        ("store.read_notification_retention_days", store.read_notification_retention_days),
+        ("store.notification_retention_days", store.notification_retention_days),
+    ] {
+        let right = days == 0 || (NOTICE_DAYS_MIN..=MAX_DAYS).contains(&days);
+        found.check(right, name, format!("must be 0, or from {NOTICE_DAYS_MIN} to {MAX_DAYS}"));
+    }
 }
 
 fn limits(config: &Config, found: &mut Findings) {

@@ -39,4 +39,7 @@ pub(super) fn place(entry: &Unreadable) -> String {
 pub trait DeadLetters {
     /// Newest first.
     async fn dead_letters(&self, page: PageRequest) -> StoreResult<Page<DeadLetter>>;
+
+    /// One of them, while it is kept.
+    async fn dead_letter(&self, id: i64) -> StoreResult<Option<DeadLetter>>;
 }

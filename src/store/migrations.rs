@@ -20,6 +20,7 @@ pub(super) const SQLITE: &[Step] = &[
     ("V11__topups", include_str!("../../migrations/sqlite/V11__topups.sql")),
     ("V12__pages", include_str!("../../migrations/sqlite/V12__pages.sql")),
     ("V13__days_audit", include_str!("../../migrations/sqlite/V13__days_audit.sql")),
+    ("V14__notification_retention", include_str!("../../migrations/sqlite/V14__notification_retention.sql")),
 ];
 
 pub(super) const POSTGRES: &[Step] = &[
@@ -35,6 +36,7 @@ pub(super) const POSTGRES: &[Step] = &[
     ("V11__topups", include_str!("../../migrations/postgres/V11__topups.sql")),
     ("V12__pages", include_str!("../../migrations/postgres/V12__pages.sql")),
     ("V13__days_audit", include_str!("../../migrations/postgres/V13__days_audit.sql")),
+    ("V14__notification_retention", include_str!("../../migrations/postgres/V14__notification_retention.sql")),
 ];
 
 /// Where refinery keeps what was applied.

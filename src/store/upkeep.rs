@@ -15,6 +15,10 @@ pub struct Retention {
     pub usage_months: u32,
     /// Dead letters, in days. 0: for ever.
     pub dead_letter_days: u32,
+    /// Notifications, in days after they were read. 0: for ever.
+    pub read_notification_days: u32,
+    /// Notifications that nobody reads, in days after they were raised. 0: for ever.
+    pub notification_days: u32,
 }
 
 /// What was taken away.
@@ -22,6 +26,7 @@ pub struct Retention {
 pub struct Pruned {
     pub usage_rows: u64,
     pub dead_letters: u64,
+    pub notifications: u64,
 }
 
 /// Every replica calls it now and then; in Postgres one at a time does it.
@@ -38,6 +43,8 @@ impl Retention {
         Retention {
             usage_months: settings.usage_retention_months,
             dead_letter_days: settings.dead_letter_retention_days,
+            read_notification_days: settings.read_notification_retention_days,
+            notification_days: settings.notification_retention_days,
         }
     }
 
@@ -51,10 +58,24 @@ impl Retention {
 
     /// Dead letters older than this are not kept.
     pub(super) fn letters_until(self, now: Timestamp) -> Option<Micros> {
-        let kept = u64::from(self.dead_letter_days) * 24 * 3600 * 1_000_000;
-        let now = Micros::try_from(now.as_microsecond()).ok()?;
-        (kept > 0).then(|| now.saturating_sub(kept))
+        days_before(now, self.dead_letter_days)
     }
+
+    /// Notifications that were read before this are not kept.
+    pub(super) fn read_until(self, now: Timestamp) -> Option<Micros> {
+        days_before(now, self.read_notification_days)
+    }
+
+    /// Notifications that were raised before this are not kept, read or not.
+    pub(super) fn unread_until(self, now: Timestamp) -> Option<Micros> {
+        days_before(now, self.notification_days)
+    }
+}
+
+fn days_before(now: Timestamp, days: u32) -> Option<Micros> {
+    let kept = u64::from(days) * 24 * 3600 * 1_000_000;
+    let now = Micros::try_from(now.as_microsecond()).ok()?;
+    (kept > 0).then(|| now.saturating_sub(kept))
 }
 
 #[cfg(test)]

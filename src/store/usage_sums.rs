@@ -162,17 +162,19 @@ pub(super) struct DayRow {
 pub(super) fn within_budget(mut spans: Vec<UsageSpan>, budget: u64, full: bool) -> (Vec<UsageSpan>, Option<AccountId>) {
     let mut left = budget;
     let count = spans.len();
-    let mut taken = 0;
+    let (mut taken, mut cut) = (0, false);
     for span in &mut spans {
         if left == 0 {
             break;
         }
-        span.upto = span.upto.min(span.after.saturating_add(left));
+        let upto = span.upto.min(span.after.saturating_add(left));
+        cut = upto < span.upto;
+        span.upto = upto;
         left -= span.upto - span.after;
         taken += 1;
     }
     spans.truncate(taken);
-    let more = full || taken < count;
+    let more = full || cut || taken < count;
     let last = spans.last().map(|span| span.account.clone()).filter(|_| more);
     (spans, last)
 }
@@ -241,6 +243,10 @@ mod tests {
         assert_eq!(last.unwrap().as_str(), "b");
         assert_eq!(within_budget(spans.clone(), 100, false), (spans.clone(), None));
         assert_eq!(within_budget(spans, 100, true).1.unwrap().as_str(), "c");
+        // The last account of all, and more of it than one step takes.
+        let (taken, last) = within_budget(vec![span("c", 0, 11)], 10, false);
+        assert_eq!((taken, last.unwrap().as_str()), (vec![span("c", 0, 10)], "c"));
+        assert_eq!(within_budget(vec![span("c", 1, 11)], 10, false).1, None);
     }
 
     #[test]

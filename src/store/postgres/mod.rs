@@ -17,8 +17,8 @@ mod sessions;
 mod sign_ups;
 mod topups;
 mod upkeep;
-mod usage;
-mod usage_sums;
+pub mod usage;
+pub mod usage_sums;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

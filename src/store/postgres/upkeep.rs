@@ -27,6 +27,7 @@ const PARTITIONS_MAX: usize = 24;
 /// Rows deleted in one transaction, and such transactions in one go.
 const SLICE_ROWS: i64 = 5_000;
 const SLICES_MAX: usize = 200;
+const LETTER: &str = "id, at, shard, epoch, user_id, seq, reason, detail, event, usage";
 
 #[async_trait]
 impl Upkeep for PostgresStore {
@@ -66,6 +67,12 @@ async fn keep(client: &mut Client, retention: Retention) -> StoreResult<Pruned> 
     }
     if let Some(until) = retention.letters_until(Timestamp::now()) {
         pruned.dead_letters = prune_letters(client, until).await?;
+    }
+    let (read, unread) = (retention.read_until(Timestamp::now()), retention.unread_until(Timestamp::now()));
+    for (which, until) in [("read_at", read), ("created_at", unread)] {
+        if let Some(until) = until {
+            pruned.notifications += prune_notifications(client, which, until).await?;
+        }
     }
     // Not left to the connection's end: the next round may begin before the server notices that.
     query_opt(client, "SELECT pg_advisory_unlock($1)", &[&UPKEEP_LOCK]).await?;
@@ -134,6 +141,18 @@ async fn prune_letters(client: &mut Client, until: Micros) -> StoreResult<u64> {
     in_slices(client, delete, until).await
 }
 
+/// Those that wait to be delivered stay.
+async fn prune_notifications(client: &mut Client, which: &str, until: Micros) -> StoreResult<u64> {
+    let delete = format!(
+        "WITH old AS (SELECT user_id, number FROM notifications WHERE {which} < $1 AND due_at IS NULL
+            ORDER BY {which} LIMIT $2),
+        gone AS (DELETE FROM notifications AS n USING old WHERE n.user_id = old.user_id AND n.number = old.number
+            RETURNING n.number)
+        SELECT count(*) FROM gone"
+    );
+    in_slices(client, &delete, until).await
+}
+
 async fn in_slices(client: &mut Client, delete: &str, until: Micros) -> StoreResult<u64> {
     let mut all = 0;
     for _ in 0..SLICES_MAX {
@@ -152,10 +171,15 @@ impl DeadLetters for PostgresStore {
     async fn dead_letters(&self, page: PageRequest) -> StoreResult<Page<DeadLetter>> {
         let slice = common::slice(&page)?;
         let before = common::position(&slice)?;
-        let select = "SELECT id, at, shard, epoch, user_id, seq, reason, detail, event, usage FROM dead_letters
-            WHERE id < $1 ORDER BY id DESC LIMIT $2";
-        let rows = within!(self, |client| query(client, select, &[&before, &slice.rows]))?;
+        let select = format!("SELECT {LETTER} FROM dead_letters WHERE id < $1 ORDER BY id DESC LIMIT $2");
+        let rows = within!(self, |client| query(client, &select, &[&before, &slice.rows]))?;
         Ok(common::page(rows.iter().map(read).collect(), &slice, |letter: &DeadLetter| letter.id.to_string()))
+    }
+
+    async fn dead_letter(&self, id: i64) -> StoreResult<Option<DeadLetter>> {
+        let select = format!("SELECT {LETTER} FROM dead_letters WHERE id = $1");
+        let row = within!(self, |client| query_opt(client, &select, &[&id]))?;
+        Ok(row.as_ref().map(read))
     }
 }
 

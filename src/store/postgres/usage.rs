@@ -43,13 +43,15 @@ pub(super) async fn insert(tx: &Transaction<'_>, event: &Event, columns: &UsageC
     execute(tx, insert, values).await
 }
 
+/// A page of an account's usage: the account, before which sequence number, how many rows.
+pub const PAGE: &str = "SELECT seq, charged, request_id, client_request_id, key_id, route, upstream, model, status,
+        input_tokens, cached_tokens, output_tokens, estimated, streamed, latency_ms, created_at, reason
+    FROM usage_logs WHERE user_id = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3";
+
 pub(super) async fn usage(client: &Client, account: &AccountId, page: &PageRequest) -> StoreResult<Page<UsageRow>> {
     let slice = common::slice(page)?;
-    let select = "SELECT seq, charged, request_id, client_request_id, key_id, route, upstream, model, status,
-            input_tokens, cached_tokens, output_tokens, estimated, streamed, latency_ms, created_at, reason
-        FROM usage_logs WHERE user_id = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3";
     let before = common::position(&slice)?;
-    let rows = query(client, select, &[&account.as_str(), &before, &slice.rows]).await?;
+    let rows = query(client, PAGE, &[&account.as_str(), &before, &slice.rows]).await?;
     let found: Vec<UsageRow> = rows.iter().map(|row| read(account, row)).collect();
     Ok(common::page(found, &slice, |row| row.seq.to_string()))
 }

@@ -57,19 +57,21 @@ async fn behind(tx: &Transaction<'_>, only: Option<&str>, after: &str) -> StoreR
     Ok((rows.iter().map(read).collect::<StoreResult<_>>()?, full))
 }
 
+/// Adds up pieces of accounts' usage by day: the accounts, after and up to which sequence numbers, characters of a model.
 /// OFFSET 0 keeps the planner at one index scan for each span, whatever it believes about the table.
+pub const SUM_UP: &str = "SELECT u.user_id, floor(extract(epoch FROM u.created_at) / 86400)::integer,
+        coalesce(left(u.model, $4), ''), u.route, coalesce(u.key_id, ''), count(*), sum(u.charged)::bigint,
+        sum(u.input_tokens)::bigint, sum(u.cached_tokens)::bigint, sum(u.output_tokens)::bigint,
+        count(*) FILTER (WHERE u.estimated), count(*) FILTER (WHERE u.status BETWEEN 400 AND 499),
+        count(*) FILTER (WHERE u.status >= 500)
+    FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS w (user_id, after, upto)
+    CROSS JOIN LATERAL (SELECT * FROM usage_logs
+        WHERE user_id = w.user_id AND seq > w.after AND seq <= w.upto OFFSET 0) AS u
+    GROUP BY 1, 2, 3, 4, 5";
+
 async fn sum_up(tx: &Transaction<'_>, spans: &[UsageSpan]) -> StoreResult<Vec<DayRow>> {
-    let select = "SELECT u.user_id, floor(extract(epoch FROM u.created_at) / 86400)::integer,
-            coalesce(left(u.model, $4), ''), u.route, coalesce(u.key_id, ''), count(*), sum(u.charged)::bigint,
-            sum(u.input_tokens)::bigint, sum(u.cached_tokens)::bigint, sum(u.output_tokens)::bigint,
-            count(*) FILTER (WHERE u.estimated), count(*) FILTER (WHERE u.status BETWEEN 400 AND 499),
-            count(*) FILTER (WHERE u.status >= 500)
-        FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS w (user_id, after, upto)
-        CROSS JOIN LATERAL (SELECT * FROM usage_logs
-            WHERE user_id = w.user_id AND seq > w.after AND seq <= w.upto OFFSET 0) AS u
-        GROUP BY 1, 2, 3, 4, 5";
     let (ids, after, upto) = arrays(spans);
-    let rows = query(tx, select, &[&ids, &after, &upto, &MODEL_CHARS]).await?;
+    let rows = query(tx, SUM_UP, &[&ids, &after, &upto, &MODEL_CHARS]).await?;
     let read = |row: &Row| DayRow {
         account: row.get(0),
         day: row.get(1),
@@ -168,6 +170,12 @@ async fn redo(client: &mut Client, account: &AccountId, actor: &str) -> StoreRes
 }
 
 type Boxed = Box<dyn ToSql + Sync + Send>;
+
+/// How a report is asked for, with the places of its values: those of the request in the order of its fields, then the number
+/// of rows.
+pub fn report(request: &SumsRequest) -> StoreResult<String> {
+    question(request, None).map(|(select, _)| select)
+}
 
 /// The question, and its values but for the number of rows, which comes last.
 fn question(request: &SumsRequest, after: Option<Vec<String>>) -> StoreResult<(String, Vec<Boxed>)> {

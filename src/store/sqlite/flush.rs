@@ -1,17 +1,14 @@
 //! The ledger's events become rows, each exactly once: the cursor moves in the same transaction.
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, ToSql, Transaction, TransactionBehavior, params};
-use uuid::Uuid;
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::super::common::{self, UsageColumns, bits, int, uint};
 use super::super::effects::{self, GrantRows, Letter, Reason, Rows};
 use super::super::letters;
 use super::super::notifications::{Thresholds, Warning};
-use super::super::{Cursor, FlushBatch, Flushed, Page, PageRequest, StoreError, StoreResult, UsageRow};
+use super::super::{Cursor, FlushBatch, Flushed, StoreError, StoreResult};
 use super::{accounts, failed, journal, notifications, reopenings};
-use crate::credits::Credits;
 use crate::ledger::{AccountId, Event, GrantId, RecordState};
-use crate::usage::Usage;
 
 pub(super) fn cursor(tx: &Transaction<'_>, shard: u32) -> StoreResult<Cursor> {
     let select = "SELECT epoch, counter FROM ledger_cursors WHERE shard = ?1";
@@ -390,40 +387,4 @@ fn read_grant(id: GrantId, row: &Row<'_>) -> rusqlite::Result<GrantRows> {
         lapsed: row.get(4)?,
         changed: false,
     })
-}
-
-pub(super) fn usage(tx: &Transaction<'_>, account: &AccountId, page: &PageRequest) -> StoreResult<Page<UsageRow>> {
-    let slice = common::slice(page)?;
-    let select = "SELECT seq, charged, request_id, client_request_id, key_id, route, upstream, model, status,
-        input_tokens, cached_tokens, output_tokens, estimated, streamed, latency_ms, created_at, reason
-        FROM usage_logs WHERE user_id = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3";
-    let before = common::position(&slice)?;
-    let mut statement = tx.prepare_cached(select).map_err(failed)?;
-    let values: [&dyn ToSql; 3] = [&account.as_str(), &before, &slice.rows];
-    let rows = statement.query_map(values, |row| read_usage(account, row)).map_err(failed)?;
-    let found: Vec<UsageRow> = rows.collect::<Result<_, _>>().map_err(failed)?;
-    Ok(common::page(found, &slice, |row| row.seq.to_string()))
-}
-
-fn read_usage(account: &AccountId, row: &Row<'_>) -> rusqlite::Result<UsageRow> {
-    let number = |column: usize| row.get::<_, i64>(column).map(uint);
-    let usage = Usage {
-        request_id: Uuid::from_bytes(row.get(2)?),
-        client_request_id: row.get(3)?,
-        key_id: row.get(4)?,
-        route: row.get(5)?,
-        upstream: row.get(6)?,
-        model: row.get(7)?,
-        status: row.get(8)?,
-        input_tokens: number(9)?,
-        cached_tokens: number(10)?,
-        output_tokens: number(11)?,
-        estimated: row.get(12)?,
-        streamed: row.get(13)?,
-        latency_ms: number(14)?,
-        created_at_ms: number(15)? / 1_000,
-        reason: row.get(16)?,
-    };
-    let charged = Credits::saturating_from_micro(i128::from(row.get::<_, i64>(1)?));
-    Ok(UsageRow { account: account.clone(), seq: number(0)?, charged, usage })
 }

@@ -19,7 +19,8 @@ mod sign_ups;
 mod threads;
 mod topups;
 mod upkeep;
-mod usage_sums;
+pub mod usage;
+pub mod usage_sums;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -202,7 +203,7 @@ impl Store for SqliteStore {
 
     async fn usage(&self, account: &AccountId, page: PageRequest) -> StoreResult<Page<UsageRow>> {
         let account = account.clone();
-        self.threads.read(move |tx| flush::usage(tx, &account, &page)).await
+        self.threads.read(move |tx| usage::usage(tx, &account, &page)).await
     }
 
     async fn record_account(&self, id: Uuid) -> StoreResult<Option<AccountId>> {

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
-use rusqlite::{Row, Transaction, params};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::super::common::{self, int, uint};
 use super::super::letters::{DeadLetter, DeadLetters};
@@ -15,6 +15,7 @@ use crate::ledger::Micros;
 /// Rows deleted in one transaction, and such transactions in one go.
 const SLICE_ROWS: u64 = 500;
 const SLICES_MAX: usize = 2_000;
+const LETTER: &str = "id, at, shard, epoch, user_id, seq, reason, detail, event, usage";
 
 #[async_trait]
 impl Upkeep for SqliteStore {
@@ -25,6 +26,14 @@ impl Upkeep for SqliteStore {
         }
         if let Some(until) = retention.letters_until(Timestamp::now()) {
             pruned.dead_letters = self.in_slices(until, prune_letters).await?;
+        }
+        if let Some(until) = retention.read_until(Timestamp::now()) {
+            pruned.notifications +=
+                self.in_slices(until, |tx, until| prune_notifications(tx, "read_at", until)).await?;
+        }
+        if let Some(until) = retention.unread_until(Timestamp::now()) {
+            let slice = |tx: &Transaction<'_>, until| prune_notifications(tx, "created_at", until);
+            pruned.notifications += self.in_slices(until, slice).await?;
         }
         Ok(pruned)
     }
@@ -101,6 +110,16 @@ fn prune_letters(tx: &Transaction<'_>, until: Micros) -> StoreResult<u64> {
     Ok(tx.execute(delete, params![until, limit]).map_err(failed)? as u64)
 }
 
+/// Those that wait to be delivered stay.
+fn prune_notifications(tx: &Transaction<'_>, which: &str, until: Micros) -> StoreResult<u64> {
+    let delete = format!(
+        "DELETE FROM notifications WHERE rowid IN (SELECT rowid FROM notifications
+            WHERE {which} < ?1 AND due_at IS NULL ORDER BY {which} LIMIT ?2)"
+    );
+    let gone = tx.prepare_cached(&delete).and_then(|mut delete| delete.execute(params![int(until), int(SLICE_ROWS)]));
+    Ok(gone.map_err(failed)? as u64)
+}
+
 fn note_pruned(tx: &Transaction<'_>, user: &str, charged: i64, rows: i64) -> StoreResult<()> {
     let upsert = "INSERT INTO usage_pruned (user_id, charged, rows) VALUES (?1, ?2, ?3)
         ON CONFLICT (user_id) DO UPDATE SET charged = charged + excluded.charged, rows = rows + excluded.rows";
@@ -114,14 +133,19 @@ impl DeadLetters for SqliteStore {
         let list = move |tx: &Transaction<'_>| {
             let slice = common::slice(&page)?;
             let before = common::position(&slice)?;
-            let select = "SELECT id, at, shard, epoch, user_id, seq, reason, detail, event, usage FROM dead_letters
-                WHERE id < ?1 ORDER BY id DESC LIMIT ?2";
-            let mut statement = tx.prepare_cached(select).map_err(failed)?;
+            let select = format!("SELECT {LETTER} FROM dead_letters WHERE id < ?1 ORDER BY id DESC LIMIT ?2");
+            let mut statement = tx.prepare_cached(&select).map_err(failed)?;
             let rows = statement.query_map(params![before, slice.rows], read).map_err(failed)?;
             let found: Vec<DeadLetter> = rows.collect::<Result<_, _>>().map_err(failed)?;
             Ok(common::page(found, &slice, |letter| letter.id.to_string()))
         };
         self.threads.read(list).await
+    }
+
+    async fn dead_letter(&self, id: i64) -> StoreResult<Option<DeadLetter>> {
+        let select = format!("SELECT {LETTER} FROM dead_letters WHERE id = ?1");
+        let look = move |tx: &Transaction<'_>| tx.query_row(&select, [id], read).optional().map_err(failed);
+        self.threads.read(look).await
     }
 }
 

@@ -8,7 +8,7 @@ use rusqlite::types::Value;
 use rusqlite::{OptionalExtension, Row, Transaction, params, params_from_iter};
 
 use super::super::books::UsageSpan;
-use super::super::common::{self, int, uint};
+use super::super::common::{self, Slice, int, uint};
 use super::super::usage_sums::{
     self, AccountDay, DayRow, Dimension, Figures, MODEL_CHARS, RolledUp, SumsRequest, UsageSum, UsageSums,
 };
@@ -42,13 +42,17 @@ fn behind(tx: &Transaction<'_>, only: Option<&str>, after: &str) -> StoreResult<
     .collect()
 }
 
+/// Adds up a piece of an account's usage by day: the account, after and up to which sequence number, microseconds of a day,
+/// characters of a model.
+pub const SUM_UP: &str =
+    "SELECT created_at / ?4, coalesce(substr(model, 1, ?5), ''), route, coalesce(key_id, ''), count(*),
+        sum(charged), sum(input_tokens), sum(cached_tokens), sum(output_tokens), sum(estimated),
+        sum(status BETWEEN 400 AND 499), sum(status >= 500)
+    FROM usage_logs WHERE user_id = ?1 AND seq > ?2 AND seq <= ?3 GROUP BY 1, 2, 3, 4";
+
 /// The rows of the spans by day, and the models that those days know already.
 fn sum_up(tx: &Transaction<'_>, spans: &[UsageSpan]) -> StoreResult<Vec<DayRow>> {
-    let select = "SELECT created_at / ?4, coalesce(substr(model, 1, ?5), ''), route, coalesce(key_id, ''), count(*),
-            sum(charged), sum(input_tokens), sum(cached_tokens), sum(output_tokens), sum(estimated),
-            sum(status BETWEEN 400 AND 499), sum(status >= 500)
-        FROM usage_logs WHERE user_id = ?1 AND seq > ?2 AND seq <= ?3 GROUP BY 1, 2, 3, 4";
-    let mut statement = tx.prepare_cached(select).map_err(failed)?;
+    let mut statement = tx.prepare_cached(SUM_UP).map_err(failed)?;
     let mut rows = Vec::new();
     for span in spans {
         let values = params![span.account.as_str(), int(span.after), int(span.upto), DAY_US, MODEL_CHARS];
@@ -150,8 +154,12 @@ fn redo(tx: &Transaction<'_>, account: &AccountId, actor: &str) -> StoreResult<b
     Ok(true)
 }
 
-fn sums(tx: &Transaction<'_>, request: &SumsRequest) -> StoreResult<Page<UsageSum>> {
-    let slice = common::slice(&request.page)?;
+/// How a report is asked for, with the places of its values.
+pub fn report(request: &SumsRequest) -> StoreResult<String> {
+    question(request, &common::slice(&request.page)?).map(|(select, _)| select)
+}
+
+fn question(request: &SumsRequest, slice: &Slice) -> StoreResult<(String, Vec<Value>)> {
     let columns: Vec<&str> = request.by.iter().map(|dimension| dimension.column()).collect();
     let columns = columns.join(", ");
     let (mut conditions, mut values) = (vec!["true".to_owned()], Vec::<Value>::new());
@@ -188,6 +196,12 @@ fn sums(tx: &Transaction<'_>, request: &SumsRequest) -> StoreResult<Page<UsageSu
         conditions.join(" AND "),
         values.len()
     );
+    Ok((select, values))
+}
+
+fn sums(tx: &Transaction<'_>, request: &SumsRequest) -> StoreResult<Page<UsageSum>> {
+    let slice = common::slice(&request.page)?;
+    let (select, values) = question(request, &slice)?;
     let read = |row: &Row<'_>| {
         let of = request.by.iter().enumerate().map(|(column, dimension)| match dimension {
             Dimension::Day => row.get::<_, i64>(column).map(|day| day.to_string()),

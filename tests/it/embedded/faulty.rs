@@ -150,6 +150,10 @@ impl DeadLetters for Faulty {
     async fn dead_letters(&self, page: PageRequest) -> StoreResult<Page<letters::DeadLetter>> {
         self.inner.dead_letters(page).await
     }
+
+    async fn dead_letter(&self, id: i64) -> StoreResult<Option<letters::DeadLetter>> {
+        self.inner.dead_letter(id).await
+    }
 }
 
 #[async_trait::async_trait]

@@ -60,7 +60,7 @@ async fn a_sum_that_rows_have_left_since_mends_nothing(under: Under) {
         |used, pruned| MendRequest { account: id("u"), upto: 3, used, pruned, hint: None, actor: "test".into() };
     assert!(!under.store.mend(request(42, 0)).await.unwrap());
     roll_up(&under).await;
-    let retention = Retention { usage_months: 1, dead_letter_days: 0 };
+    let retention = Retention { usage_months: 1, ..Retention::default() };
     assert_eq!(under.store.keep(retention).await.unwrap().usage_rows, 1);
     let late = under.store.mend(request(42, 0)).await;
     assert!(matches!(late, Err(StoreError::CursorMoved)), "{late:?}");

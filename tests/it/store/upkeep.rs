@@ -1,12 +1,19 @@
 //! Partitions made ahead, retention, dead letters; and the books, which stay right without the rows.
 
 use faregate::store::Retention;
+use faregate::store::notifications::{Marked, Notice, NoticeKind};
 use faregate::store::upkeep::Pruned;
 
 use super::usage_sums::roll_up;
 use super::*;
 
-suite!(old_usage_goes_and_the_books_stay, old_dead_letters_go_and_the_books_stay, dead_letters_come_in_pages);
+suite!(
+    old_usage_goes_and_the_books_stay,
+    old_dead_letters_go_and_the_books_stay,
+    dead_letters_come_in_pages,
+    old_notifications_go,
+    of_every_table_it_is_decided_what_stays,
+);
 
 /// A usage row of so many months ago: the time in its id is what counts.
 fn months_ago(account: &str, seq: u64, micro: i64, months: i64) -> Event {
@@ -35,7 +42,7 @@ async fn old_usage_goes_and_the_books_stay(under: Under) {
     let kept = async || under.number("SELECT count(*) FROM usage_logs");
     assert_eq!(under.store.keep(Retention::default()).await.unwrap(), Pruned::default());
     assert_eq!(kept().await, 5, "for ever");
-    let retention = Retention { usage_months: 2, dead_letter_days: 0 };
+    let retention = Retention { usage_months: 2, ..Retention::default() };
     assert_eq!(under.store.keep(retention).await.unwrap().usage_rows, 0, "not before it is added up by day");
     roll_up(&under).await;
     assert_eq!(under.store.keep(retention).await.unwrap().usage_rows, 3);
@@ -63,10 +70,10 @@ async fn old_dead_letters_go_and_the_books_stay(under: Under) {
     let misfit = settled("u", 3, 1, 4_999_980);
     under.store.flush(batch(1, vec![garbage, misfit, settled("ghost", 1, 1, 5)])).await.unwrap();
     assert_eq!(dead(&under), ["ghost|1|unknown_account", "u|2|unreadable_usage", "u|3|misfit"]);
-    let retention = Retention { usage_months: 0, dead_letter_days: 2 };
+    let retention = Retention { dead_letter_days: 2, ..Retention::default() };
     assert_eq!(under.store.keep(retention).await.unwrap(), Pruned::default());
     under.age("dead_letters", "at", 2 * 24 * 3600 + 1);
-    assert_eq!(under.store.keep(retention).await.unwrap(), Pruned { usage_rows: 0, dead_letters: 3 });
+    assert_eq!(under.store.keep(retention).await.unwrap(), Pruned { dead_letters: 3, ..Pruned::default() });
     assert_eq!(under.sql("SELECT user_id, charged, rows FROM usage_pruned"), ["u|30|1"]);
     assert!(dead(&under).is_empty());
 }
@@ -92,6 +99,112 @@ async fn dead_letters_come_in_pages(under: Under) {
     assert_eq!(Usage::decode(&newest.usage).unwrap().route, "chat");
     assert!(newest.event.contains("\"charged_micro\":5"), "{}", newest.event);
     assert!(under.store.dead_letters(PageRequest { limit: 501, cursor: None }).await.is_err());
+    assert_eq!(under.store.dead_letter(found[3].id).await.unwrap().as_ref(), Some(&found[3]));
+    assert_eq!(under.store.dead_letter(found[0].id + 1).await.unwrap(), None);
+}
+
+/// Read ones go so long after they were read, all others so long after they were raised; what waits for its delivery stays,
+/// and so does the count of them.
+async fn old_notifications_go(under: Under) {
+    funded(&under, "u").await;
+    let notice = |key: &str| Notice {
+        user: id("u"),
+        kind: NoticeKind::CreditsLow,
+        data: serde_json::json!({}),
+        dedupe_key: key.to_owned(),
+    };
+    under.store.open_outlet(true).await.unwrap();
+    under.store.notify(notice("waits")).await.unwrap();
+    under.store.open_outlet(false).await.unwrap();
+    for key in ["read", "unread"] {
+        under.store.notify(notice(key)).await.unwrap();
+    }
+    // As if it waited still.
+    under.sql("UPDATE notifications SET due_at = created_at WHERE number = 1");
+    under.store.mark_read(&id("u"), Marked::Numbers(vec![1, 2])).await.unwrap();
+    let left = || under.sql("SELECT number FROM notifications ORDER BY number");
+    let days = |days: u64| days * 24 * 3600 + 1;
+    let retention = Retention { read_notification_days: 2, notification_days: 5, ..Retention::default() };
+    under.age("notifications", "created_at", days(3));
+    under.age("notifications", "read_at", days(1));
+    assert_eq!(under.store.keep(retention).await.unwrap(), Pruned::default());
+    under.age("notifications", "read_at", days(1));
+    assert_eq!(under.store.keep(Retention::default()).await.unwrap(), Pruned::default(), "for ever");
+    assert_eq!(under.store.keep(retention).await.unwrap(), Pruned { notifications: 1, ..Pruned::default() });
+    assert_eq!(left(), ["1", "3"]);
+    under.age("notifications", "created_at", days(2));
+    assert_eq!(under.store.keep(retention).await.unwrap(), Pruned { notifications: 1, ..Pruned::default() });
+    assert_eq!(left(), ["1"]);
+    under.store.notify(notice("next")).await.unwrap();
+    assert_eq!(left(), ["1", "4"], "numbers go on");
+}
+
+/// What keeps each table from growing for ever, or that it is the record. A new table needs an answer here.
+const KEPT: &[(&str, &str)] = &[
+    ("api_keys", "record"),
+    ("audit_log", "record"),
+    ("auth_events", "prune: processed after a time"),
+    ("auto_topups", "one a user"),
+    ("billing_accounts", "one a user"),
+    ("billing_calls", "prune: a week"),
+    ("billing_events", "record; prune: those that changed nothing after 90 days"),
+    ("billing_reconciliation", "one row"),
+    ("checkouts", "record"),
+    ("credit_changes", "record"),
+    ("credit_grants", "record"),
+    ("credits", "one a user"),
+    ("dead_letters", "keep: store.dead_letter_retention_days"),
+    ("experiment_users", "one a user and experiment"),
+    ("feedback", "record"),
+    ("fraud_actions", "one a user"),
+    ("fraud_cards", "one a user and card"),
+    ("fraud_cursor", "one row"),
+    ("fraud_signals", "record"),
+    ("fraud_signups", "pruned by the watch"),
+    ("idempotency_keys", "prune: a day"),
+    ("identity_changes", "prune: a day"),
+    ("identity_counter", "one row"),
+    ("key_holds", "swept: a dead process's after minutes"),
+    ("ledger_cursors", "one a shard"),
+    ("ledger_folds", "one a shard, while it is folded"),
+    ("ledger_journal", "deleted once folded"),
+    ("ledger_owners", "one a process that runs or died lately"),
+    ("ledger_records", "prune: a day after they end; 1,000 open ones an account"),
+    ("ledger_sessions", "prune: 30 days"),
+    ("notification_outlet", "one row"),
+    ("notifications", "keep: store.notification_retention_days"),
+    ("page_sessions", "the newest of a user, deleted when they expire"),
+    ("purchase_grants", "record"),
+    ("purchases", "record"),
+    ("refinery_schema_history", "one a step of the schema"),
+    ("sign_in_links", "the newest of a user, deleted when they expire"),
+    ("signup_claims", "one an address"),
+    ("subscriptions", "one a user"),
+    ("topups", "record"),
+    ("usage_days", "one a user, day, route, key and one of fifty models"),
+    ("usage_logs", "keep: store.usage_retention_months"),
+    ("usage_pruned", "one a user"),
+    ("usage_rolled", "one a user"),
+    ("users", "record"),
+];
+
+async fn of_every_table_it_is_decided_what_stays(under: Under) {
+    let tables = under.sql(match under.server {
+        None => "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name",
+        Some(_) => {
+            "SELECT c.relname FROM pg_class AS c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+                AND NOT c.relispartition ORDER BY c.relname COLLATE \"C\""
+        }
+    });
+    let decided = |table: &String| KEPT.iter().any(|(name, _)| name == table);
+    let open: Vec<&String> = tables.iter().filter(|table| !decided(table)).collect();
+    assert!(open.is_empty(), "may these grow for ever? {open:?}");
+    if under.server.is_none() {
+        let postgres_only = |name: &str| name == "identity_counter";
+        let there = |name: &str| postgres_only(name) || tables.iter().any(|table| table == name);
+        let gone: Vec<_> = KEPT.iter().filter(|(name, _)| !there(name)).collect();
+        assert!(gone.is_empty(), "there are no such tables: {gone:?}");
+    }
 }
 
 /// Partitions are there before their month; rows that came earlier, or before their partition, are moved into it.
@@ -137,7 +250,9 @@ async fn upkeep_by_many_at_once_is_done_once() {
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..4 {
         let store = under.store.clone();
-        tasks.spawn(async move { store.keep(Retention { usage_months: 1, dead_letter_days: 1 }).await });
+        tasks.spawn(async move {
+            store.keep(Retention { usage_months: 1, dead_letter_days: 1, ..Retention::default() }).await
+        });
     }
     let store = under.store.clone();
     let writing = async {

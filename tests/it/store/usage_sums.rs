@@ -7,7 +7,7 @@ use bytes::Bytes;
 use faregate::ledger::{AccountId, Event};
 use faregate::store::books::UsageSpan;
 use faregate::store::usage_sums::{Dimension, SumsRequest, UsageSum};
-use faregate::store::{PageRequest, StoreError};
+use faregate::store::{PageRequest, StoreError, postgres, sqlite};
 use faregate::usage::Usage;
 use uuid::Uuid;
 
@@ -276,15 +276,17 @@ async fn no_question_reads_all_usage_in_sqlite() {
     let all = sums(&under, asked(&[Dimension::Model])).await;
     assert_eq!(all.values().map(|(requests, _)| *requests).sum::<i64>(), i64::try_from(rows).unwrap());
     tell_times(&under, rows).await;
-    for question in [
-        "SELECT seq, charged FROM usage_logs WHERE user_id = 'g7' AND seq < 9223372036854775807 ORDER BY seq DESC LIMIT 51",
-        "SELECT created_at / 86400000000, count(*) FROM usage_logs WHERE user_id = 'g7' AND seq > 100 AND seq <= 160 GROUP BY 1",
-        "SELECT day, model, sum(charged) FROM usage_days WHERE user_id = 'g7' GROUP BY day, model ORDER BY day, model",
-        "SELECT day, sum(charged) FROM usage_days WHERE day >= 20000 GROUP BY day ORDER BY day",
-    ] {
-        let plan = under.sql(&format!("EXPLAIN QUERY PLAN {question}")).join("\n");
+    let reports = reports().into_iter().map(|request| sqlite::usage_sums::report(&request).unwrap());
+    for question in [sqlite::usage::PAGE.to_owned(), sqlite::usage_sums::SUM_UP.to_owned()].into_iter().chain(reports) {
+        let plan = under.plan(&question);
         assert!(plan.contains("SEARCH ") && !plan.contains("SCAN "), "{question}\n{plan}");
     }
+}
+
+/// What a user asks for, and what an operator does.
+fn reports() -> [SumsRequest; 2] {
+    let own = SumsRequest { account: Some(id("g7")), ..asked(&[Dimension::Day, Dimension::Model]) };
+    [own, SumsRequest { from: Some(days_now() - 1), ..asked(&[Dimension::Day]) }]
 }
 
 /// No question reads a table of usage from end to end, and what it
@@ -312,18 +314,20 @@ async fn no_question_reads_all_usage() {
     tell_times(&under, rows).await;
     let all = sums(&under, asked(&[Dimension::Model])).await;
     assert_eq!(all.values().map(|(requests, _)| *requests).sum::<i64>(), i64::try_from(rows).unwrap());
-    let explain = |sql: &str| under.sql(&format!("EXPLAIN (ANALYZE, BUFFERS) {sql}")).join("\n");
-    let pages = "SELECT seq, charged FROM usage_logs WHERE user_id = 'g7' AND seq < 9223372036854775807
-        ORDER BY seq DESC LIMIT 51";
-    let fresh = "SELECT u.user_id, count(*) FROM unnest(ARRAY['g1', 'g2'], ARRAY[100, 100], ARRAY[160, 160])
-            AS w (user_id, after, upto)
-        CROSS JOIN LATERAL (SELECT * FROM usage_logs
-            WHERE user_id = w.user_id AND seq > w.after AND seq <= w.upto OFFSET 0) AS u GROUP BY 1";
-    let own =
-        "SELECT day, model, sum(charged) FROM usage_days WHERE user_id = 'g7' GROUP BY day, model ORDER BY day, model";
-    let everybody = "SELECT day, sum(charged) FROM usage_days WHERE day >= current_date - 1 GROUP BY day ORDER BY day";
-    for (question, most) in [(pages, 400), (fresh, 800), (own, 400), (everybody, 2_000)] {
-        let plan = explain(question);
+    // The statements that the program runs, prepared as it prepares them.
+    let explain = |sql: &str, values: &str| {
+        let values = format!("PREPARE asked AS {sql}; EXPLAIN (ANALYZE, BUFFERS) EXECUTE asked ({values})");
+        under.sql(&values).join("\n")
+    };
+    let [own, everybody] = reports().map(|request| postgres::usage_sums::report(&request).unwrap());
+    let yesterday = format!("{}, 501", days_now() - 1);
+    for (question, values, most) in [
+        (postgres::usage::PAGE, "'g7', 9223372036854775807, 51", 400),
+        (postgres::usage_sums::SUM_UP, "ARRAY['g1', 'g2'], ARRAY[100, 100], ARRAY[160, 160], 64", 800),
+        (own.as_str(), "'g7', 501", 400),
+        (everybody.as_str(), yesterday.as_str(), 2_000),
+    ] {
+        let plan = explain(question, values);
         // Partitions that are empty are read as they are.
         let mut scans = plan.lines().filter(|line| line.contains("Seq Scan on usage_logs"));
         let nothing = |line: &str| line.contains(" rows=0") || line.contains("never executed");
@@ -332,7 +336,8 @@ async fn no_question_reads_all_usage() {
         let read = buffers(&plan);
         assert!(read <= most, "{read} buffers for {question}\n{plan}");
     }
-    assert!(explain(own).contains("usage_days_pkey"), "{}", explain(own));
+    let plan = explain(&own, "'g7', 501");
+    assert!(plan.contains("usage_days_pkey"), "{plan}");
 }
 
 /// Buffers that the topmost node of the plan touched.

@@ -147,8 +147,13 @@ impl Redis {
     }
 }
 
+/// The server to test against: `redis-server`, or the program that FAREGATE_TEST_REDIS_SERVER names.
+pub fn server() -> String {
+    std::env::var("FAREGATE_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
+}
+
 fn spawn(dir: &std::path::Path, port: u16, settings: &[String]) -> Process {
-    let mut command = Command::new("redis-server");
+    let mut command = Command::new(server());
     command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--daemonize", "no"]);
     command.arg("--dir").arg(dir).args(settings).current_dir(dir);
     Process::spawn(command, "KILL")

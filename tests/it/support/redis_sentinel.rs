@@ -143,7 +143,7 @@ fn sentinel(primary: u16, more: &str, access: &[&str]) -> Sentinel {
          sentinel down-after-milliseconds {MASTER} 2000\nsentinel failover-timeout {MASTER} 6000\n{more}"
     );
     std::fs::write(&file, settings).unwrap();
-    let mut command = Command::new("redis-server");
+    let mut command = Command::new(super::redis::server());
     command.arg(&file).arg("--sentinel").current_dir(dir.path());
     let access = access.iter().map(|&word| word.to_owned()).collect();
     Sentinel { _process: Process::spawn(command, "KILL"), port, access, _dir: dir }
