@@ -18,6 +18,8 @@ const LOADING: Snapshot<never> = { status: "loading", data: undefined, error: un
 const MAX_RESOURCES = 64;
 /** While the event stream is down the balance is asked for so often. */
 const POLL_MS = 15_000;
+/** Sums of usage are asked for again so often at most, however fast credits go: the API counts its calls. */
+const USAGE_MS = 5_000;
 /** The gateway's answer may be a second old, and a little longer on its way: an event of that time knows better. */
 const ANSWER_AGE_MS = 3_000;
 
@@ -102,6 +104,8 @@ export class FaregateStore {
   #unfollow: (() => void) | undefined;
   #poll: ReturnType<typeof setInterval> | undefined;
   #told: { at: number; credits: Credits } | undefined;
+  #usageAt = 0;
+  #usageTimer: ReturnType<typeof setTimeout> | undefined;
   #live: LiveState = "off";
   #liveListeners = new Set<() => void>();
 
@@ -202,6 +206,15 @@ export class FaregateStore {
     this.refresh("history");
   }
 
+  #usageSoon(): void {
+    const wait = Math.max(0, this.#usageAt + USAGE_MS - Date.now());
+    this.#usageTimer ??= setTimeout(() => {
+      this.#usageTimer = undefined;
+      this.#usageAt = Date.now();
+      this.refresh("usage");
+    }, wait);
+  }
+
   #stopPolling(): void {
     clearInterval(this.#poll);
     this.#poll = undefined;
@@ -223,7 +236,7 @@ export class FaregateStore {
       const credits = this.credits();
       this.#told = { at: Date.now(), credits: body as Credits };
       credits.set({ ...credits.snapshot().data, ...(body as Credits) });
-      this.refresh("usage");
+      this.#usageSoon();
     } else if (event === "subscription") {
       this.standing().set(body as Standing);
       this.refresh("history");

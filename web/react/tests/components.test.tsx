@@ -511,6 +511,29 @@ describe("UsageAnalytics", () => {
     await accessible();
   });
 
+  it("follows what is used, but not with a call for every message", async () => {
+    const gate = used();
+    show(
+      gate,
+      <>
+        <CreditsDisplay compact />
+        <UsageAnalytics models={false} />
+      </>,
+    );
+    await screen.findByRole("img", { name: /3 in all/ });
+    await waitFor(() => expect(gate.streams).toBe(1));
+    const asked = () => gate.calls.filter((call) => call.path.startsWith("/usage")).length;
+    expect(asked()).toBe(1);
+    for (let left = 39; left > 9; left -= 1) {
+      act(() => gate.emit("credits", { available: left, held: 0, debt: 0, low: false, reason: "usage" }));
+    }
+    await screen.findByRole("status", { name: "10 credits available" });
+    await waitFor(() => expect(asked()).toBe(2));
+    act(() => gate.emit("credits", { available: 9, held: 0, debt: 0, low: false, reason: "usage" }));
+    await screen.findByRole("status", { name: "9 credits available" });
+    expect(asked()).toBe(2);
+  });
+
   it("tells each day to the keyboard and to the pointer", async () => {
     show(used(), <UsageAnalytics models={false} periods={[7]} />);
     const chart = await screen.findByRole("img", { name: /3 in all/ });
