@@ -147,7 +147,9 @@ impl Faregate {
     }
 
     pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
-        self.process.wait(deadline)
+        let ended = self.process.wait(deadline);
+        self.process.read_all();
+        ended
     }
 
     /// Starts it again on the same data and addresses, and waits until it is ready. It must have ended.

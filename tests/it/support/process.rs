@@ -69,6 +69,12 @@ impl Process {
         eventually_blocking(deadline, &what, || self.ended())
     }
 
+    /// Once it has ended: waits until all that it wrote is read. Its last words may still be on their way.
+    pub fn read_all(&self) {
+        let read = || (Arc::strong_count(&self.lines) == 1).then_some(());
+        eventually_blocking(Duration::from_secs(10), "its output ends", read);
+    }
+
     pub fn kill9(&mut self) {
         self.signal("KILL");
         self.wait(Duration::from_secs(10));

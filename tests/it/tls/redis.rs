@@ -115,11 +115,12 @@ async fn sentinels_with_a_password_and_tls() {
 }
 
 /// Words in capitals that are arguments or errors, or commands that only a Sentinel or a node of a Cluster is sent.
-const OTHERS: [&str; 13] = [
+const OTHERS: [&str; 15] = [
     "asking",
     "busy",
     "cluster",
     "count",
+    "gt",
     "idletime",
     "limit",
     "load",
@@ -129,6 +130,7 @@ const OTHERS: [&str; 13] = [
     "nx",
     "sentinel",
     "slots",
+    "xx",
 ];
 
 /// The rights that the documentation names are all that scripts and commands need.
