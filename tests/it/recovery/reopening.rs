@@ -63,10 +63,11 @@ impl Bars {
         .await;
     }
 
-    /// Somebody waits for the cursor's row.
+    /// Besides the flush that is held up somebody wants the cursor's row.
     async fn behind_a_flush(&self) {
         let select = "SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
-            WHERE a.datname = current_database() AND NOT l.granted AND l.locktype IN ('transactionid', 'tuple')";
+            WHERE a.datname = current_database() AND NOT l.granted AND l.locktype IN ('transactionid', 'tuple')
+                AND a.query LIKE 'SELECT epoch, counter FROM ledger_cursors%'";
         eventually(HEALED, "a reopening waits for the cursor", || async {
             let row = self.client.query_one(select, &[]).await.unwrap();
             (row.get::<_, i64>(0) > 0).then_some(())
