@@ -117,7 +117,7 @@ fn reserved(reader: &mut Reader<'_>, session: SessionId) -> Result<Answer, Malfo
 /// The amount asked for, from one grant; there is no limit, or it is idle.
 fn reserved_plainly(reader: &mut Reader<'_>, session: SessionId, act: &Act) -> Result<Answer, Malformed> {
     let Act::Reserve { amount, .. } = act else { return Err(Malformed("an answer to another operation")) };
-    let available = credits(reader)?;
+    let available = told(reader)?;
     let parts = Parts::from_iter([(GrantId(reader.uint()?), *amount)]);
     Ok(Answer::Reserved(Reserved { session, parts, available, requests_busy_us: 0, tokens_busy_us: 0 }))
 }
@@ -125,7 +125,7 @@ fn reserved_plainly(reader: &mut Reader<'_>, session: SessionId, act: &Act) -> R
 /// The amount that was used.
 fn settled_plainly(reader: &mut Reader<'_>, act: &Act) -> Result<Answer, Malformed> {
     let Act::Settle { actual, .. } = act else { return Err(Malformed("an answer to another operation")) };
-    Ok(Answer::Settled { charged: *actual, available: credits(reader)? })
+    Ok(Answer::Settled { charged: *actual, available: told(reader)? })
 }
 
 fn balance(reader: &mut Reader<'_>) -> Result<Answer, Malformed> {
