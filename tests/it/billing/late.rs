@@ -10,6 +10,7 @@ use faregate::billing::lifecycle::route::Target;
 use faregate::billing::plans::Catalog;
 use faregate::billing::process::Processor;
 use faregate::billing::stripe::fetch::Fetch;
+use faregate::billing::stripe::form::Form;
 use faregate::billing::stripe::objects::*;
 use faregate::billing::stripe::{Client, StripeError};
 use faregate_sim::stripe::{Act, Fault, FaultRule, Kind, Rule, Twist};
@@ -92,6 +93,10 @@ async fn an_older_snapshot_does_not_win() {
         office.subscribe().await;
         let account = office.store.billing_account(&office.ann).await.unwrap();
         let subscription = account.subscriptions[0].id.clone();
+        // What it will read is news: it has something to write.
+        let ending = Form::new().with("cancel_at_period_end", true);
+        let changed = format!("/v1/subscriptions/{subscription}");
+        let _: serde_json::Value = office.client.post(&changed, &ending, "ending").await.unwrap();
         let (reads, read, go) = (AtomicUsize::new(0), Notify::new(), Notify::new());
         let slow = Arc::new(Slow { client: office.client.clone(), reads, read, go });
         let (store, catalog) = (office.store.clone(), Catalog::new(office.config.clone()));
