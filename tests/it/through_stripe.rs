@@ -87,6 +87,8 @@ impl Shop {
 
     /// Pays, and waits for the credits that this brings beside the five of the sign-up. Answers the payment.
     async fn buy(&self, user: &str, key: &str, what: Value, card: &str, credits: i64) -> String {
+        // The simulator's clock stands still, and a payment from before the user saw the price is no conversion.
+        self.stripe.advance(jiff::Timestamp::now().as_second() + 1).unwrap();
         let known: Vec<Value> = self.stripe.objects(Kind::PaymentIntent);
         let page = self.post("/api/billing/checkout", key, what).await;
         assert_eq!(page.status, StatusCode::CREATED, "{}", page.text());
